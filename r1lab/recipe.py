@@ -1,0 +1,204 @@
+"""The schema of a training recipe: every key with its type, default, meaning and check.
+
+Nothing here imports torch: a bad recipe is refused in well under a second. How files are read,
+extended and overridden, and how an error becomes one line, stands in `r1lab.recipe_io`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, nothing changed after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraSettings(Section):
+    """Low-rank adapters (arXiv 2106.09685) in place of full weights."""
+
+    rank: Positive = Field(16, description="rank r of the update B A")
+    alpha: float = Field(32.0, gt=0, description="scale: the update is alpha / r * B A")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    attention: bool = Field(True, description="adapt the attention projections")
+    dense: bool = Field(True, description="adapt dense and shared-expert projections")
+    experts: bool = Field(True, description="adapt the routed experts' fused weights")
+
+
+class ModelSettings(Section):
+    """The base model and the precision it is trained in."""
+
+    path: str = Field("nano", description="shipped base by name, a folder, or a hub name")
+    gguf_file: str | None = Field(None, description="file inside `path` when it holds a GGUF")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="working weights; the optimiser's copy is always float32"
+    )
+    lora: LoraSettings | None = Field(None, description="adapters; null trains full weights")
+
+
+class SourceSettings(Section):
+    """One stream of problems."""
+
+    source: str = Field(
+        description="a shipped source (boxes, addition, ...), path/to/file.py:load, "
+        "package.module:load, or a .jsonl / .parquet file"
+    )
+    weight: float = Field(1.0, gt=0, description="share of this source among the others")
+    options: dict[str, Any] = Field(default_factory=dict, description="handed to load()")
+
+
+class ProblemSettings(Section):
+    """What is asked, in training and in evaluation."""
+
+    sources: tuple[SourceSettings, ...] = Field(min_length=1)
+    seed: int = Field(0, description="of the problem streams; held-out problems do not depend on it")
+
+
+class RewardSettings(Section):
+    """One reward and its weight in the sum."""
+
+    reward: str = Field(
+        description="`problem` for the verifier each problem names, a shipped reward (boxes, math, "
+        "format, ...), path/to/file.py:function or package.module:function"
+    )
+    weight: float = 1.0
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments")
+
+
+class SamplingRecipe(Section):
+    """How rollouts are drawn."""
+
+    engine: Literal["vllm", "transformers"] = Field(
+        "vllm", description="`transformers` is slow and always there; never chosen silently"
+    )
+    questions_per_step: Positive = Field(32, description="P, over all processes")
+    group_size: int = Field(16, ge=2, description="G completions of each question")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: Positive = Field(128, description="new tokens of a response, at most")
+    max_model_len: Positive | None = Field(
+        None, description="prompt and response together, at most; null: what the model allows"
+    )
+    kv_cache_gib: float = Field(1.0, gt=0, description="vLLM's cache on the CPU, per process")
+    gpu_memory_utilization: float = Field(0.45, gt=0, lt=1, description="vLLM's share of a GPU")
+
+
+class AlgorithmSettings(Section):
+    """GRPO and its relatives (arXiv 2402.03300, 2503.20783)."""
+
+    loss: Literal["grpo", "dr_grpo", "token_mean"] = Field(
+        "token_mean",
+        description="how token losses are averaged: per output then over outputs (grpo), over a "
+        "constant (dr_grpo), or over all tokens of the batch (token_mean)",
+    )
+    advantage: Literal["group_std", "mean_only"] = Field(
+        "group_std", description="(r - mean) / std of the group, or r - mean (Dr. GRPO)"
+    )
+    clip_low: float = Field(0.2, gt=0, description="ratio clipped below at 1 - clip_low")
+    clip_high: float = Field(0.2, gt=0, description="ratio clipped above at 1 + clip_high")
+    num_minibatches: Positive = Field(1, description="optimiser updates of one rollout")
+    tokens_per_microbatch: Positive = Field(
+        4096, description="padded tokens of one forward; lower it when memory runs out"
+    )
+    max_sync_kl: float | None = Field(
+        None,
+        gt=0,
+        description="bound on the k3 estimate of KL(sampler, trainer); null: five times the floor "
+        "measured at the start",
+    )
+
+
+class OptimizerSettings(Section):
+    """AdamW (arXiv 1711.05101) on a float32 copy of the weights."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_fraction: Fraction = Field(0.1, description="of the learning rate, at the last step")
+    warmup_steps: NonNegative = 3
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class EvaluationSettings(Section):
+    """Held-out problems, before, during and after."""
+
+    every: NonNegative = Field(10, description="steps between evaluations; 0: before and after only")
+    num_problems: Positive = 200
+    num_samples: Positive = Field(16, description="k samples of each problem")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    greedy: bool = Field(True, description="also score one greedy answer before and after")
+    seed: int = Field(1234, description="of the held-out problems and of their sampling")
+
+
+class CheckpointSettings(Section):
+    """When the run's state is written, and how much of it is kept."""
+
+    every: NonNegative = Field(20, description="steps between checkpoints; 0: the last step only")
+    keep: Positive = Field(2, description="the newest N stay")
+
+
+class TrackingSettings(Section):
+    """Where metrics go beside the run folder."""
+
+    trackers: tuple[str, ...] = Field(
+        ("tensorboard",), description="names that accelerate knows: tensorboard, wandb, ..."
+    )
+
+
+class TrainRecipe(Section):
+    """A whole training run."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    output: str | None = Field(None, description="the run folder; null: runs/<name>")
+    seed: int = 0
+    steps: Positive = 60
+    model: ModelSettings = ModelSettings()
+    template: str = Field("compact", description="a name of r1lab.prompts.TEMPLATES")
+    problems: ProblemSettings
+    rewards: tuple[RewardSettings, ...] = Field(
+        (RewardSettings(reward="problem"), RewardSettings(reward="format", weight=0.1)),
+        min_length=1,
+    )
+    sampling: SamplingRecipe = SamplingRecipe()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainRecipe:
+        from r1lab.prompts import TEMPLATES
+
+        if self.template not in TEMPLATES:
+            raise ValueError(
+                f"template: {self.template!r} is not one of {', '.join(sorted(TEMPLATES))}"
+            )
+        limit = self.sampling.max_model_len
+        if limit is not None and limit <= self.sampling.max_tokens:
+            raise ValueError(
+                f"sampling.max_model_len: {limit} leaves no room for a prompt beside "
+                f"sampling.max_tokens ({self.sampling.max_tokens}); raise it or lower max_tokens"
+            )
+        if self.sampling.questions_per_step < self.algorithm.num_minibatches:
+            raise ValueError(
+                f"algorithm.num_minibatches: {self.algorithm.num_minibatches} is more than "
+                f"sampling.questions_per_step ({self.sampling.questions_per_step})"
+            )
+        return self
+
+    @property
+    def run_folder(self) -> str:
+        """Where the run writes: `output`, or runs/<name>."""
+        return self.output or f"runs/{self.name}"
