@@ -202,3 +202,47 @@ class TrainRecipe(Section):
     def run_folder(self) -> str:
         """Where the run writes: `output`, or runs/<name>."""
         return self.output or f"runs/{self.name}"
+
+
+class CorpusSettings(Section):
+    """What a base is pre-trained on."""
+
+    source: str = Field(
+        "r1lab.data.corpus:load", description="path/to/file.py:load or package.module:load"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="the corpus's dials")
+
+
+class PretrainRecipe(Section):
+    """Pre-training of a small V3-style base from nothing."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    output: str | None = Field(None, description="the run folder; null: runs/<name>")
+    seed: int = 0
+    size: Literal["nano", "micro", "lite", "v3"] = "nano"
+    corpus: CorpusSettings = CorpusSettings()
+    tokens: Positive = Field(description="tokens of the corpus, prompts included")
+    tokens_per_batch: Positive = 4096
+    row_length: Positive = Field(256, description="documents are packed into rows of this length")
+    prompt_loss_weight: Fraction = Field(
+        0.1, description="of a question's tokens: they are random and teach little"
+    )
+    learning_rate: float = Field(2e-3, gt=0)
+    final_fraction: Fraction = 0.03
+    warmup_steps: NonNegative = 50
+    flat_until: Fraction = Field(0.6, description="share of the run before the decay begins")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    router_bias_speed: float = Field(1e-3, ge=0, description="arXiv 2412.19437: 0.001, then 0")
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    checkpoint_every: Positive = Field(500, description="steps between saved states")
+    card_problems: NonNegative = Field(
+        200, description="held-out problems of each kind scored for the model card; 0: none"
+    )
+
+    @property
+    def run_folder(self) -> str:
+        """Where the run writes: `output`, or runs/<name>."""
+        return self.output or f"runs/{self.name}"

@@ -1,0 +1,312 @@
+"""The `r1lab` command.
+
+What is cheap to check is checked first: a recipe that cannot run is refused within a second, in
+one line, before torch is imported. Exit codes: 0 done, 2 bad input, 4 a run that stopped itself,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1lab import __version__
+from r1lab.types import R1labError, RecipeError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from r1lab.recipe import TrainRecipe
+    from r1lab.recipe_io import Override
+
+Command = Callable[[argparse.Namespace, "list[Override]"], int]
+
+_RECIPE_HELP = "a YAML file, or the name of a recipe that ships"
+_LAUNCH = """\
+On several processes, or to choose devices and precision, start it through accelerate:
+  accelerate launch --config_file recipes/accelerate/two_processes_cpu.yaml -m r1lab train RECIPE
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    known = _options(parser, arguments)
+    arguments, overrides = _split_overrides(arguments, known)
+    options = parser.parse_args(arguments)
+    command: Command = options.run
+    debug = options.debug or os.environ.get("R1LAB_DEBUG", "0") not in ("", "0")
+    try:
+        if overrides and not options.takes_overrides:
+            parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+        from r1lab.recipe_io import parse_overrides
+
+        return command(options, parse_overrides(overrides, known))
+    except R1labError as error:
+        if debug:
+            raise
+        _say_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("r1lab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `r1lab show RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line. `--section.key VALUE` is taken out before this parser sees it."""
+    parser = argparse.ArgumentParser(
+        prog="r1lab",
+        description="Reproduce DeepSeek-R1-Zero on your own problem and your own hardware.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"r1lab {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    train = _add_command(commands, "train", _train, "train a base by reinforcement learning")
+    train.epilog = _LAUNCH
+    _add_recipe(train)
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+
+    evaluate = _add_command(commands, "eval", _evaluate, "score a model on held-out problems")
+    _add_recipe(evaluate)
+    evaluate.add_argument(
+        "--checkpoint", metavar="FOLDER", help="the model to score (default: the recipe's base)"
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="write the scores there as well")
+
+    pretrain = _add_command(commands, "pretrain", _pretrain, "pre-train a small base from nothing")
+    _add_recipe(pretrain)
+
+    show = _add_command(commands, "show", _show, "read the samples of a run in the terminal")
+    show.set_defaults(takes_overrides=False)
+    show.add_argument("run", metavar="RUN", help="a run folder")
+    show.add_argument("--step", type=int, help="samples of this step (default: the last)")
+    show.add_argument("--num", type=int, default=3, help="how many groups (default: 3)")
+    return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Command,
+    summary: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run, takes_overrides=True)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} RECIPE [options] [--section.key VALUE ...]"
+    parser.add_argument("recipe", metavar="RECIPE", help=_RECIPE_HELP)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, and stop"
+    )
+    parser.add_argument(
+        "--keys", action=_PrintKeys, nargs=0, help="list every key of a recipe, and exit"
+    )
+
+
+class _PrintKeys(argparse.Action):
+    """`--keys`: like --help, for the keys of a recipe. The schema is imported only here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        from r1lab.recipe import PretrainRecipe, TrainRecipe
+        from r1lab.recipe_io import describe
+
+        rows = describe(PretrainRecipe if parser.prog.endswith("pretrain") else TrainRecipe)
+        width = max(len(key) for key, _, _ in rows)
+        for key, default, meaning in rows:
+            print(f"--{key:{width}}  {default:<12}  {meaning}".rstrip())
+        parser.exit()
+
+
+def _options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, bool]:
+    """The options of the command that the arguments name, and whether each takes a value."""
+    found = {option: False for action in parser._actions for option in action.option_strings}
+    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for word in arguments:
+        if word in commands.choices:
+            for action in commands.choices[word]._actions:
+                found |= dict.fromkeys(action.option_strings, action.nargs != 0)
+            break
+    return found
+
+
+def _split_overrides(
+    arguments: Sequence[str], known: Mapping[str, bool]
+) -> tuple[list[str], list[str]]:
+    """Part the command line into what the parser knows and `--section.key VALUE`.
+
+    argparse cannot: it would take the VALUE of an option that it does not know for RECIPE.
+    """
+    own: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, given, _ = word.partition("=")
+        is_option = word.startswith("--")
+        side = overrides if is_option and name not in known else own
+        side.append(word)
+        takes_value = known.get(name, is_option)
+        if takes_value and not given and rest and not rest[0].startswith("--"):
+            side.append(rest.pop(0))
+    return own, overrides
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
+    from r1lab.recipe import TrainRecipe
+    from r1lab.recipe_io import load_recipe
+
+    with _once_over_processes():
+        recipe = load_recipe(options.recipe, overrides, schema=TrainRecipe)
+        _check(recipe, dry_run=options.dry_run)
+    if options.dry_run:
+        _print_plan(recipe)
+        return 0
+    from r1lab.grpo.trainer import train
+
+    train(recipe, resume=options.resume)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
+    raise NotImplementedError
+
+
+def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:
+    from r1lab.recipe import PretrainRecipe
+    from r1lab.recipe_io import load_recipe
+    from r1lab.registry import resolve
+
+    with _once_over_processes():
+        recipe = load_recipe(options.recipe, overrides, schema=PretrainRecipe)
+        resolve(recipe.corpus.source, "source", key="corpus.source")
+        _check_installed("torch")
+    if options.dry_run:
+        _print_resolved(recipe)
+        print(f"\nwould pre-train on {recipe.tokens:,} tokens into {recipe.run_folder}")
+        return 0
+    from r1lab.stages.pretrain import pretrain
+
+    print(f"the base lies in {pretrain(recipe)}")
+    return 0
+
+
+def _show(options: argparse.Namespace, overrides: list[Override]) -> int:
+    raise NotImplementedError
+
+
+# --- checks before anything heavy ------------------------------------------------------------
+
+
+def _check(recipe: TrainRecipe, *, dry_run: bool) -> None:
+    """Refuse what cannot run: rewards, problems, base, packages. Imports no torch."""
+    from r1lab.model.load import resolve_folder
+    from r1lab.registry import check_references, load_mixture
+
+    check_references(recipe)
+    load_mixture(recipe.problems, "train")[0]
+    load_mixture(recipe.problems, "test")[0]
+    if dry_run and _on_a_hub(recipe.model.path):
+        return
+    resolve_folder(recipe.model.path)
+    if not dry_run:
+        _check_installed("torch")
+        if recipe.sampling.engine == "vllm":
+            _check_installed("vllm")
+
+
+def _check_installed(package: str) -> None:
+    if importlib.util.find_spec(package) is not None:
+        return
+    fix = "install r1lab's extra [cpu] or [gpu]"
+    if package == "vllm":
+        raise RecipeError(
+            f"sampling.engine: 'vllm' is not installed here; {fix}, or set it to 'transformers'"
+        )
+    raise RecipeError(f"{package} is not installed here; {fix}")
+
+
+def _on_a_hub(path: str) -> bool:
+    return path.count("/") == 1 and not Path(path).parent.is_dir()
+
+
+def _print_resolved(recipe: BaseModel) -> None:
+    from r1lab.recipe_io import dump_resolved
+
+    print(dump_resolved(recipe), end="")
+
+
+def _print_plan(recipe: TrainRecipe) -> None:
+    """The resolved recipe, one prompt, and what a run would do."""
+    from r1lab.prompts import TEMPLATES
+    from r1lab.registry import load_mixture
+
+    _print_resolved(recipe)
+    problem = load_mixture(recipe.problems, "train")[0]
+    prompt = TEMPLATES[recipe.template].prompt(problem.question)
+    print(f"\nfirst prompt (source {problem.source}, answer {problem.answer!r}):\n{prompt}")
+    sampling, held_out = recipe.sampling, recipe.evaluation
+    completions = recipe.steps * sampling.questions_per_step * sampling.group_size
+    print(
+        f"\nwould train {recipe.model.path} for {recipe.steps} steps of "
+        f"{sampling.questions_per_step} questions x {sampling.group_size} completions\n"
+        f"  at most {completions * sampling.max_tokens:,} sampled tokens in "
+        f"{completions:,} completions\n"
+        f"  scored before and after on {held_out.num_problems} held-out problems x "
+        f"{held_out.num_samples} samples"
+        + (f", and every {held_out.every} steps\n" if held_out.every else "\n")
+        + f"  into {recipe.run_folder}"
+    )
+
+
+# --- several processes -----------------------------------------------------------------------
+
+
+def _rank() -> int:
+    """This process among those that a launcher started (0 without one)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def _once_over_processes() -> Iterator[None]:
+    """Around checks that go the same way in every process: only rank 0 reports what they find.
+
+    The others wait a moment before they leave, because a launcher ends all as soon as one does.
+    """
+    try:
+        yield
+    except R1labError as error:
+        if _rank() > 0:
+            time.sleep(5)
+            raise SystemExit(error.exit_code) from None
+        raise
+
+
+def _say_error(error: R1labError) -> None:
+    process = f" (process {_rank()})" if _rank() > 0 else ""
+    line = " ".join(str(error).split())
+    print(f"r1lab: error{process}: {line}", file=sys.stderr)

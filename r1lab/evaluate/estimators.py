@@ -1,0 +1,56 @@
+"""What k samples of one problem say: pass@k and maj@k.
+
+Sources: pass@k, the unbiased estimator of Chen et al. (arXiv 2107.03374, eq. 1); maj@k,
+self-consistency (Wang et al., arXiv 2203.11171), which DeepSeek-R1 calls cons@k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """The chance that at least one of k samples is right, from n >= k samples of which c are.
+
+    1 - C(n - c, k) / C(n, k): the share of the subsets of k samples that hold a right one. Raises
+    ValueError unless 1 <= k <= n and 0 <= c <= n.
+    """
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"pass@{k} needs at least {max(k, 1)} samples, not {num_samples}")
+    if not 0 <= num_correct <= num_samples:
+        raise ValueError(f"{num_correct} right of {num_samples} samples")
+    all_wrong = 1.0
+    for i in range(k):
+        all_wrong *= max(num_samples - num_correct - i, 0) / (num_samples - i)
+    return 1.0 - all_wrong
+
+
+def same_text(answer: str) -> Hashable:
+    """What answers are grouped by where nothing better is known: their text, white space apart."""
+    return " ".join(answer.split())
+
+
+def maj_at_k(
+    answers: Sequence[str | None],
+    correct: Sequence[bool],
+    group_by: Callable[[str], Hashable] = same_text,
+) -> float:
+    """Whether the most frequent of k answers is right: the chance of it, where several are tied.
+
+    answers  k answers, None where a sample gave none: it never wins, however frequent
+    correct  k verdicts. Answers of one group share the mean of their verdicts, so a verifier that
+             looks at more than the answer is no problem
+    group_by maps answers that are equal to one key
+
+    A tie is broken by a fair draw among the winners: the result is the expected value of that
+    draw, so it depends on no order. 0.0 where no sample has an answer.
+    """
+    votes: dict[Hashable, list[bool]] = {}
+    for answer, is_right in zip(answers, correct, strict=True):
+        if answer is not None:
+            votes.setdefault(group_by(answer), []).append(is_right)
+    if not votes:
+        return 0.0
+    most = max(len(group) for group in votes.values())
+    winners = [group for group in votes.values() if len(group) == most]
+    return sum(sum(group) / len(group) for group in winners) / len(winners)

@@ -1,0 +1,114 @@
+"""The records of an evaluation. `EvalResult.as_dict` is what stands in eval/*.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from r1lab.evaluate.intervals import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One judged response. `length` in tokens, the end of sequence included.
+
+    `correct` and `score` are None where the machinery failed (`fault` says how) or no reward
+    applied.
+    """
+
+    text: str
+    answer: str | None
+    correct: bool | None
+    score: float | None
+    reason: str
+    parts: Mapping[str, float]
+    fault: str | None
+    length: int
+    finish_reason: str
+    well_formed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemResult:
+    """A problem with all its samples; `greedy` where a greedy answer was asked for."""
+
+    id: str
+    source: str
+    question: str
+    answer: str
+    samples: tuple[Sample, ...]
+    greedy: Sample | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The figures of a set of problems, each with its interval.
+
+    pass_at_1    mean over problems of the share of right samples
+    cons_at_k    mean over problems of maj@k over all k samples of a problem
+    pass_at_k    by k, as text: powers of two up to the number of samples
+    reward       mean score;  format, truncated, unanswered  shares of samples
+    length       mean tokens of a sample; length_right and length_wrong of those
+    None where there was nothing to count. `num_problems` are those with a judged sample.
+    """
+
+    num_problems: int
+    num_samples: int
+    num_faults: int
+    pass_at_1: Estimate | None
+    cons_at_k: Estimate | None
+    pass_at_k: Mapping[str, Estimate]
+    reward: Estimate | None
+    format: Estimate | None
+    length: Estimate | None
+    length_right: Estimate | None
+    length_wrong: Estimate | None
+    truncated: Estimate | None
+    unanswered: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """An evaluation: how it was sampled, its figures, and every sample.
+
+    `step` is the training step it belongs to (None: none), `accuracy` the part of a verdict that
+    tells right from wrong, `level` that of the intervals, `k` the samples of each problem.
+    """
+
+    step: int | None
+    weight_version: int | None
+    template: str
+    accuracy: str
+    k: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+    level: float
+    overall: Scores
+    greedy: Scores | None
+    by_source: Mapping[str, Scores]
+    problems: tuple[ProblemResult, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def headline(self) -> dict[str, float | None]:
+        """The figures alone, by the names that a run's summary has them under."""
+
+        def value(estimate: Estimate | None) -> float | None:
+            return None if estimate is None else estimate.value
+
+        scores = self.overall
+        return {
+            "pass_at_1": value(scores.pass_at_1),
+            f"cons_at_{self.k}": value(scores.cons_at_k),
+            "greedy": value(self.greedy.pass_at_1) if self.greedy else None,
+            "format": value(scores.format),
+            "length": value(scores.length),
+            "truncated": value(scores.truncated),
+            "unanswered": value(scores.unanswered),
+            "reward": value(scores.reward),
+        }

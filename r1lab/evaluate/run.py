@@ -1,0 +1,275 @@
+"""Asking held-out problems and judging the samples.
+
+One `generate` call asks everything that shares sampling settings (a second one for greedy answers),
+one `score` call judges it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from r1lab.evaluate.estimators import maj_at_k, pass_at_k, same_text
+from r1lab.evaluate.intervals import LEVEL, Estimate, bootstrap
+from r1lab.evaluate.result import EvalResult, ProblemResult, Sample, Scores
+from r1lab.prompts import Template, read_response
+from r1lab.recipe import EvaluationSettings
+from r1lab.rollout.sampler import Sampler
+from r1lab.types import (
+    Completion,
+    Fault,
+    Outcome,
+    Problem,
+    R1labError,
+    Rollout,
+    SamplingSettings,
+    Scored,
+)
+from r1lab.verify import Verifiers
+
+Encode = Callable[[str], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Judged samples of some problems: `sampled` with k completions each, `greedy` with one."""
+
+    sampled: tuple[Scored, ...]
+    greedy: tuple[Scored, ...] | None = None
+
+
+def evaluate(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    verifiers: Verifiers,
+    *,
+    encode: Encode,
+    template: Template,
+    settings: EvaluationSettings,
+    max_tokens: int,
+    greedy: bool = False,
+    step: int | None = None,
+) -> EvalResult:
+    """Ask every problem `settings.num_samples` times and judge the answers: `ask`, then `judge`."""
+    asked = ask(
+        sampler, problems, verifiers, encode=encode, template=template, settings=settings,
+        max_tokens=max_tokens, greedy=greedy,
+    )  # fmt: skip
+    return judge(
+        asked, verifiers, template=template, settings=settings, max_tokens=max_tokens, step=step
+    )
+
+
+def ask(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    verifiers: Verifiers,
+    *,
+    encode: Encode,
+    template: Template,
+    settings: EvaluationSettings,
+    max_tokens: int,
+    greedy: bool = False,
+) -> Asked:
+    """Sample and score; a problem that comes twice (by id) is asked once.
+
+    `encode` makes token ids of a prompt, as in training. With several processes, each asks its
+    share of the problems, and the shares are joined before `judge`. Samples of the same seed are
+    the same samples.
+    """
+    unique = list({problem.id: problem for problem in problems}.values())
+    prompts = [tuple(encode(template.prompt(problem.question))) for problem in unique]
+
+    def scored(sampling: SamplingSettings) -> tuple[Scored, ...]:
+        groups = sampler.generate(prompts, sampling, template=template)
+        return tuple(
+            verifiers.score(
+                [
+                    Rollout(problem, prompt, tuple(group))
+                    for problem, prompt, group in zip(unique, prompts, groups, strict=True)
+                ]
+            )
+        )
+
+    return Asked(
+        sampled=scored(
+            SamplingSettings(
+                num_samples=settings.num_samples,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_tokens=max_tokens,
+                seed=settings.seed,
+            )
+        ),
+        greedy=(
+            scored(SamplingSettings(temperature=0.0, max_tokens=max_tokens, seed=settings.seed))
+            if greedy
+            else None
+        ),
+    )
+
+
+def judge(
+    asked: Asked,
+    verifiers: Verifiers,
+    *,
+    template: Template,
+    settings: EvaluationSettings,
+    max_tokens: int,
+    step: int | None = None,
+    group_by: Callable[[str], Hashable] = same_text,
+) -> EvalResult:
+    """The figures of judged samples. A sample is right where its accuracy part reaches 1.
+
+    `group_by` says which answers are equal when votes are counted. Raises R1labError where not one
+    sample could be judged: there is nothing to report then.
+    """
+    accuracy = verifiers.accuracy
+    problems = tuple(_problem(scored, accuracy) for scored in asked.sampled)
+    if asked.greedy is not None:
+        problems = tuple(
+            _with_greedy(problem, scored, accuracy)
+            for problem, scored in zip(problems, asked.greedy, strict=True)
+        )
+    _refuse_if_nothing_was_judged(problems, accuracy)
+    sets = {name: [p for p in problems if p.source == name] for name in _sources(problems)}
+    greedy = [ProblemResult(p.id, p.source, p.question, p.answer, (p.greedy,))
+              for p in problems if p.greedy is not None]  # fmt: skip
+    completions = [c for scored in asked.sampled for c in scored.rollout.completions]
+    return EvalResult(
+        step=step,
+        weight_version=completions[0].weight_version if completions else None,
+        template=template.name,
+        accuracy=accuracy,
+        k=settings.num_samples,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=max_tokens,
+        seed=settings.seed,
+        level=LEVEL,
+        overall=summarise(problems, settings.num_samples, settings.seed, group_by),
+        greedy=summarise(greedy, 1, settings.seed, group_by) if greedy else None,
+        by_source={
+            name: summarise(of_source, settings.num_samples, settings.seed, group_by)
+            for name, of_source in sets.items()
+        },
+        problems=problems,
+    )
+
+
+def summarise(
+    problems: Sequence[ProblemResult],
+    k: int,
+    seed: int,
+    group_by: Callable[[str], Hashable] = same_text,
+) -> Scores:
+    """The figures of a set of problems that were sampled k times each.
+
+    Samples that no verdict tells right or wrong are left out of accuracy, and a problem without a
+    judged one of all its figures. pass@k leaves out problems with fewer than k judged samples.
+    """
+    judged = [p for p in problems if any(s.correct is not None for s in p.samples)]
+    ks = [2**i for i in range(k.bit_length())]
+    rows = [_figures(problem, ks, group_by) for problem in judged]
+    names = list(rows[0]) if rows else []
+    table = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
+    estimates: dict[str, Estimate | None] = {}
+    if rows:
+        found = bootstrap(table[:, :, 0], table[:, :, 1], seed=seed)
+        estimates = dict(zip(names, found, strict=True))
+    at_k = {str(size): estimates.get(f"pass_at_{size}") for size in ks}
+    samples = [sample for problem in problems for sample in problem.samples]
+    return Scores(
+        num_problems=len(judged),
+        num_samples=len(samples),
+        num_faults=sum(sample.fault is not None for sample in samples),
+        pass_at_k={size: found for size, found in at_k.items() if found is not None},
+        **{name: estimates.get(name) for name in FIGURES},
+    )
+
+
+FIGURES = (
+    "pass_at_1", "cons_at_k", "reward", "format", "length", "length_right", "length_wrong",
+    "truncated", "unanswered",
+)  # fmt: skip
+
+
+def _figures(
+    problem: ProblemResult, ks: Sequence[int], group_by: Callable[[str], Hashable]
+) -> dict[str, tuple[float, float]]:
+    """What one problem adds to the numerator and the denominator of each figure."""
+    samples = problem.samples
+    judged = [sample for sample in samples if sample.correct is not None]
+    right = [sample for sample in judged if sample.correct]
+    wrong = [sample for sample in judged if not sample.correct]
+    scores = [sample.score for sample in samples if sample.score is not None]
+    n, c = len(judged), len(right)
+
+    def share(count: int) -> tuple[float, float]:
+        return count / len(samples), 1.0
+
+    majority = maj_at_k([s.answer for s in judged], [bool(s.correct) for s in judged], group_by)
+    return {
+        **{f"pass_at_{k}": (pass_at_k(n, c, k), 1.0) if k <= n else (0.0, 0.0) for k in ks},
+        "cons_at_k": (majority, 1.0),
+        "reward": (sum(scores) / len(scores), 1.0) if scores else (0.0, 0.0),
+        "format": share(sum(s.well_formed for s in samples)),
+        "length": share(sum(s.length for s in samples)),
+        "length_right": (sum(s.length for s in right), len(right)),
+        "length_wrong": (sum(s.length for s in wrong), len(wrong)),
+        "truncated": share(sum(s.finish_reason == "length" for s in samples)),
+        "unanswered": share(sum(s.answer is None for s in samples)),
+    }
+
+
+def _problem(scored: Scored, accuracy: str) -> ProblemResult:
+    problem = scored.rollout.problem
+    samples = zip(scored.rollout.completions, scored.outcomes, strict=True)
+    return ProblemResult(
+        problem.id,
+        problem.source,
+        problem.question,
+        problem.answer,
+        tuple(_sample(completion, outcome, accuracy) for completion, outcome in samples),
+    )
+
+
+def _with_greedy(problem: ProblemResult, scored: Scored, accuracy: str) -> ProblemResult:
+    assert scored.rollout.problem.id == problem.id
+    (sample,) = _problem(scored, accuracy).samples
+    return ProblemResult(
+        problem.id, problem.source, problem.question, problem.answer, problem.samples, sample
+    )
+
+
+def _sample(completion: Completion, outcome: Outcome, accuracy: str) -> Sample:
+    fault = f"{outcome.kind}: {outcome.detail}" if isinstance(outcome, Fault) else None
+    verdict = None if isinstance(outcome, Fault) else outcome
+    part = verdict.parts.get(accuracy) if verdict else None
+    return Sample(
+        text=completion.text,
+        answer=completion.answer,
+        correct=None if part is None else part >= 1.0,
+        score=verdict.score if verdict else None,
+        reason=verdict.reason if verdict else "",
+        parts=dict(verdict.parts) if verdict else {},
+        fault=fault,
+        length=len(completion.token_ids),
+        finish_reason=completion.finish_reason,
+        well_formed=read_response(completion.prefix + completion.text).well_formed,
+    )
+
+
+def _sources(problems: Sequence[ProblemResult]) -> list[str]:
+    return sorted({problem.source for problem in problems})
+
+
+def _refuse_if_nothing_was_judged(problems: Sequence[ProblemResult], accuracy: str) -> None:
+    samples = [sample for problem in problems for sample in problem.samples]
+    if any(sample.correct is not None for sample in samples):
+        return
+    faults = [sample.fault for sample in samples if sample.fault]
+    cause = faults[0] if faults else f"no verdict has the part {accuracy!r}"
+    raise R1labError(f"none of {len(samples)} samples could be judged: {cause}")

@@ -1,0 +1,222 @@
+"""From scored groups to what a forward pass takes.
+
+`pack` lays the sequences of a step end to end and counts the denominator of their loss once, over
+all of them and over all processes. Sequences with advantage zero carry no gradient (there is no KL
+term), so they drop out before the forward pass; the denominator keeps them. `split` parts a batch
+into the updates of a step, `microbatches` an update into forward passes of bounded size, padded as
+little as may be: sequences sorted by length, longest first, so that memory runs out at once or not
+at all.
+
+Legend beside that of r1lab.types: b sequences and t padded tokens of a micro-batch, M completion
+tokens in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1lab.grpo.loss import denominator
+from r1lab.types import Batch, Completion, Scored
+
+SumOverProcesses = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one forward and backward pass takes: sequences padded on the right to one length.
+
+    token_ids        [b, t] int64, prompt then completion, padded
+    attention_mask   [b, t] int64, 0 at padding. With causal attention nothing before the padding
+                     sees it, so the mask may be left out, which is faster
+    completion_mask  [b, t] bool, True at completion tokens
+    completion_lens  [b] int64, completion tokens of each sequence; they sum to M
+    advantages       [b] float32
+    positions        [M] int64, where each completion token stands in the packed batch
+    logp_sampler     [M] float32 or None: flat, in the order of `token_ids[completion_mask]`
+    logp_old         [M] float32 or None: likewise
+    denominator      that of the batch it was cut from
+    """
+
+    token_ids: Tensor
+    attention_mask: Tensor
+    completion_mask: Tensor
+    completion_lens: Tensor
+    advantages: Tensor
+    positions: Tensor
+    logp_sampler: Tensor | None
+    logp_old: Tensor | None
+    denominator: float
+
+    def __len__(self) -> int:
+        return self.token_ids.shape[0]
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same on another device."""
+        moved: dict[str, Any] = {
+            item.name: value.to(device, non_blocking=True)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def pack(
+    scored: Sequence[Scored],
+    advantages: Sequence[Sequence[float | None]],
+    *,
+    loss: str,
+    max_tokens: int,
+    drop_zero_advantage: bool = True,
+    sum_over_processes: SumOverProcesses | None = None,
+) -> Batch:
+    """Pack the completions of P groups that carry gradient, with the denominator of all of them.
+
+    advantages as `group_advantages` returns them: None marks a faulted completion, which counts
+    nowhere. `loss` is a name of grpo.loss.LOSSES, `max_tokens` the length limit of a completion
+    (Dr. GRPO's constant). `sum_over_processes` sums an int64 tensor over processes in place or not
+    and returns it (`accelerator.reduce`); None: one process. Each process must call it, also with
+    nothing scored. A loss with a KL term sets `drop_zero_advantage=False`.
+
+    The batch may come out empty (all groups without variance); its denominator is then at least 1.
+    Raises ValueError where only some completions carry log-probs, or a prompt has no token.
+    """
+    judged = [
+        (group.rollout.prompt_token_ids, completion, advantage)
+        for group, of_group in zip(scored, advantages, strict=True)
+        for completion, advantage in zip(group.rollout.completions, of_group, strict=True)
+        if advantage is not None
+    ]
+    counts = torch.tensor([len(judged), sum(len(c.token_ids) for _, c, _ in judged)])
+    if sum_over_processes is not None:
+        counts = sum_over_processes(counts)
+    num_sequences, num_tokens = counts.tolist()
+
+    kept = [
+        (prompt, completion, advantage)
+        for prompt, completion, advantage in judged
+        if completion.token_ids and (advantage != 0.0 or not drop_zero_advantage)
+    ]
+    if not all(prompt for prompt, _, _ in kept):
+        raise ValueError("a prompt without tokens: the first completion token follows on nothing")
+    prompt_lens = torch.tensor([len(prompt) for prompt, _, _ in kept], dtype=torch.int64)
+    completion_lens = torch.tensor([len(c.token_ids) for _, c, _ in kept], dtype=torch.int64)
+    tokens = chain.from_iterable(chain(prompt, c.token_ids) for prompt, c, _ in kept)
+    return Batch(
+        token_ids=torch.tensor(list(tokens), dtype=torch.int64),
+        lengths=prompt_lens + completion_lens,
+        prompt_lens=prompt_lens,
+        advantages=torch.tensor([advantage for _, _, advantage in kept], dtype=torch.float32),
+        logp_sampler=_sampler_logprobs([(len(prompt), c) for prompt, c, _ in kept]),
+        logp_old=None,
+        denominator=max(1.0, denominator(loss, num_sequences, num_tokens, max_tokens)),
+    )
+
+
+def _sampler_logprobs(kept: Sequence[tuple[int, Completion]]) -> Tensor | None:
+    """[N] float32, 0 at prompt tokens; None where no completion has log-probs."""
+    missing = sum(completion.logprobs is None for _, completion in kept)
+    if missing == len(kept):
+        return None
+    if missing:
+        raise ValueError(f"{missing} of {len(kept)} completions carry no log-probs")
+    values = chain.from_iterable(
+        chain((0.0,) * prompt_len, completion.logprobs or ()) for prompt_len, completion in kept
+    )
+    return torch.tensor(list(values), dtype=torch.float32)
+
+
+def split(
+    batch: Batch, num_minibatches: int, generator: torch.Generator | None = None
+) -> list[Batch]:
+    """Part a batch into one smaller batch for each optimiser update.
+
+    Sequences stay in order, so that groups stay whole where they can, or are shuffled first where a
+    generator is given (DeepSeek-R1 splits its outputs at random). The parts are equal to within one
+    sequence and may be empty: every process gets as many. Each part's denominator is the batch's
+    divided by num_minibatches, so an update is as large as one of a batch of that size would be
+    (TRL's `dapo` normalises likewise).
+    """
+    if num_minibatches == 1 and generator is None:
+        return [batch]
+    order = (
+        torch.arange(len(batch))
+        if generator is None
+        else torch.randperm(len(batch), generator=generator)
+    )
+    return [
+        replace(select(batch, part), denominator=batch.denominator / num_minibatches)
+        for part in order.tensor_split(num_minibatches)
+    ]
+
+
+def select(batch: Batch, rows: Tensor) -> Batch:
+    """The sequences with these indices, [k] int64, in this order; the denominator unchanged."""
+    lengths = batch.lengths[rows]
+    tokens = _ranges(_starts(batch.lengths)[rows], lengths)
+    return replace(
+        batch,
+        token_ids=batch.token_ids[tokens],
+        lengths=lengths,
+        prompt_lens=batch.prompt_lens[rows],
+        advantages=batch.advantages[rows],
+        logp_sampler=None if batch.logp_sampler is None else batch.logp_sampler[tokens],
+        logp_old=None if batch.logp_old is None else batch.logp_old[tokens],
+    )
+
+
+def microbatches(batch: Batch, token_budget: int, *, pad_token_id: int = 0) -> Iterator[MicroBatch]:
+    """Cut a batch into padded micro-batches of b * t <= token_budget, longest sequences first.
+
+    A sequence longer than the budget gets a micro-batch of its own. The order depends on the batch
+    alone. Nothing comes out of an empty batch: a trainer with several processes must still take
+    part in their collectives.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token_budget must be at least 1, not {token_budget}")
+    order = torch.argsort(batch.lengths, descending=True, stable=True)
+    longest = batch.lengths[order].tolist()
+    starts = _starts(batch.lengths)
+    begin = 0
+    while begin < len(order):
+        rows = order[begin : begin + max(1, token_budget // longest[begin])]
+        yield _pad(batch, rows, starts[rows], pad_token_id)
+        begin += len(rows)
+
+
+def _pad(batch: Batch, rows: Tensor, starts: Tensor, pad_token_id: int) -> MicroBatch:
+    lengths, prompt_lens = batch.lengths[rows], batch.prompt_lens[rows]
+    column = torch.arange(int(lengths.max()), device=lengths.device)  # [t]
+    inside = column < lengths[:, None]  # [b, t]
+    completion_mask = inside & (column >= prompt_lens[:, None])
+    where = torch.where(inside, starts[:, None] + column, 0)  # [b, t], into the packed batch
+    positions = where[completion_mask]
+    return MicroBatch(
+        token_ids=torch.where(inside, batch.token_ids[where], pad_token_id),
+        attention_mask=inside.long(),
+        completion_mask=completion_mask,
+        completion_lens=lengths - prompt_lens,
+        advantages=batch.advantages[rows],
+        positions=positions,
+        logp_sampler=None if batch.logp_sampler is None else batch.logp_sampler[positions],
+        logp_old=None if batch.logp_old is None else batch.logp_old[positions],
+        denominator=batch.denominator,
+    )
+
+
+def _starts(lengths: Tensor) -> Tensor:
+    """[B]: where each sequence begins in the packed tokens."""
+    return lengths.cumsum(0) - lengths
+
+
+def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """starts [k], lengths [k] -> the indices start, start + 1, ... of each, end to end."""
+    if lengths.numel() == 0:
+        return lengths.new_zeros(0)
+    steps = torch.arange(int(lengths.sum()), device=lengths.device)
+    return steps + (starts - _starts(lengths)).repeat_interleave(lengths)

@@ -1,0 +1,175 @@
+"""The policy: the model being trained, its log-probs, its gradient and its update.
+
+One gradient is gathered over micro-batches and processes before each update: every loss is a sum
+over tokens divided by a denominator that was counted once for the whole step, so gradients add up
+and are never averaged. Processes sum their gradients by hand, once an update, so they may have
+different numbers of micro-batches, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from r1lab.grpo.batch import MicroBatch, microbatches
+from r1lab.grpo.loss import LossStats, policy_loss, token_logprobs
+from r1lab.model.optim import MasterAdamW, learning_rate_at
+from r1lab.model.weights import base_model, checkpoint_weights
+from r1lab.recipe import AlgorithmSettings, OptimizerSettings
+from r1lab.rollout.agreement import k3_sum
+from r1lab.types import Batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class GradientStats:
+    """What one gathered gradient saw, over all processes.
+
+    `means` as `LossStats.means`; `sync_kl` the k3 estimate of KL(sampler, trainer) in nats per
+    token, None where the batch held no sampler log-probs; `num_tokens` behind that estimate.
+    """
+
+    means: dict[str, float]
+    sync_kl: float | None
+    num_tokens: int
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that carried gradient, over all processes."""
+        return int(self.means["sequences"])
+
+
+class Policy:
+    """A causal LM (full weights or LoRA) with its optimiser and the number of its updates.
+
+    `version` counts the steps whose weights the sampler should have; it is what a completion's
+    `weight_version` refers to.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        optimizer: OptimizerSettings,
+        total_updates: int,
+        temperature: float,
+        accelerator: Accelerator,
+        pad_token_id: int = 0,
+    ) -> None:
+        self.model, self.accelerator = model, accelerator
+        self.settings, self.total_updates = optimizer, total_updates
+        self.temperature, self.pad_token_id = temperature, pad_token_id
+        self.version, self.num_updates = 0, 0
+        base = base_model(model)
+        self._decoder, self._head = base.get_decoder(), base.get_output_embeddings()
+        self.optimizer = MasterAdamW(
+            list(model.parameters()),
+            learning_rate=optimizer.learning_rate,
+            betas=(optimizer.beta1, optimizer.beta2),
+            epsilon=optimizer.epsilon,
+            weight_decay=optimizer.weight_decay,
+        )
+        # Dropout would make the trainer another model than the sampler.
+        model.eval()
+
+    def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The current weights under checkpoint names, adapters merged, for the sampler."""
+        return checkpoint_weights(self.model)
+
+    def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-prob and entropy [M] of each completion token of a micro-batch, flat."""
+        # Padding stands on the right and attention is causal: no mask is needed.
+        hidden = self._decoder(input_ids=micro.token_ids, use_cache=False).last_hidden_state
+        return token_logprobs(
+            hidden, self._head, micro.token_ids, micro.completion_mask,
+            temperature=self.temperature,
+        )  # fmt: skip
+
+    def gather_gradient(self, batch: Batch, algorithm: AlgorithmSettings) -> GradientStats:
+        """Forward and backward over a batch; the gradient then is the sum over all processes."""
+        self.optimizer.zero_grad()
+        device = self.accelerator.device
+        stats, gap = LossStats.zeros(device), torch.zeros(2, dtype=torch.float64, device=device)
+        for micro in microbatches(
+            batch, algorithm.tokens_per_microbatch, pad_token_id=self.pad_token_id
+        ):
+            micro = micro.to(device)
+            logp, entropy = self.logprobs(micro)
+            loss, micro_stats = policy_loss(
+                logp, micro.logp_old, micro.advantages, micro.completion_lens,
+                loss=algorithm.loss, denominator=batch.denominator, entropy=entropy,
+                clip_low=algorithm.clip_low, clip_high=algorithm.clip_high,
+            )  # fmt: skip
+            loss.backward()
+            stats += micro_stats
+            if micro.logp_sampler is not None:
+                gap += k3_sum(micro.logp_sampler, logp.detach())
+        self._sum_gradients()
+        sums = LossStats(self.sum_over_processes(stats.sums))
+        total, num_tokens = self.sum_over_processes(gap).tolist()
+        return GradientStats(
+            sums.means(), total / num_tokens if num_tokens else None, int(num_tokens)
+        )
+
+    @torch.no_grad()
+    def completion_logprobs(self, batch: Batch, tokens_per_microbatch: int) -> Tensor:
+        """[N] float32: the log-prob of each completion token of a batch, 0 at prompt tokens."""
+        flat = torch.zeros(batch.token_ids.numel())
+        for micro in microbatches(batch, tokens_per_microbatch, pad_token_id=self.pad_token_id):
+            logp, _ = self.logprobs(micro.to(self.accelerator.device))
+            flat[micro.positions] = logp.float().cpu()
+        return flat
+
+    def apply_gradient(self, *, has_gradient: bool = True) -> dict[str, float]:
+        """One AdamW update with the gathered gradient; returns its norm and the learning rate.
+
+        Without a gradient (every group of every process without variance) nothing moves: AdamW's
+        momentum alone would go on pushing.
+        """
+        rate = learning_rate_at(
+            self.num_updates, self.num_updates / max(self.total_updates - 1, 1),
+            peak=self.settings.learning_rate, schedule=self.settings.schedule,
+            warmup_steps=self.settings.warmup_steps, final_fraction=self.settings.final_fraction,
+        )  # fmt: skip
+        norm = self.optimizer.step(rate, self.settings.max_grad_norm) if has_gradient else 0.0
+        self.num_updates += 1
+        return {"grad_norm": norm, "learning_rate": rate}
+
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        """The tensor summed over all processes (itself where there is one)."""
+        if self.accelerator.num_processes == 1:
+            return tensor
+        summed: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
+        return summed
+
+    def _sum_gradients(self) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = self.optimizer.gradients()
+        flat = self.sum_over_processes(torch.cat([g.flatten() for g in gradients]))
+        for gradient, summed in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(summed.view_as(gradient))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the next update: masters, moments, buffers, counters."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "buffers": dict(base_model(self.model).named_buffers()),
+            "version": self.version,
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, buffer in base_model(self.model).named_buffers():
+            buffer.copy_(state["buffers"][name])
+        self.version, self.num_updates = state["version"], state["num_updates"]

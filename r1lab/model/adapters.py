@@ -1,0 +1,69 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on attention, dense and expert weights."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from r1lab.recipe import LoraSettings
+from r1lab.types import RecipeError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+FUSED_EXPERTS = ("gate_up_proj", "down_proj")
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> PeftModel:
+    """Freeze `model` and put adapters into it; at the start its output is the base's exactly.
+
+    The adapters are float32 whatever the base's precision, drawn from `seed` alone (torch's random
+    state is left as it was). The router is never adapted. Raises RecipeError when `settings`
+    select nothing that the model has, or ask for what peft cannot do.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    modules, parameters = _targets(model, settings)
+    if not modules and not parameters:
+        raise RecipeError(
+            "model.lora: attention, dense and experts select no weights of "
+            f"{type(model).__name__}; set one of them that the model has to true"
+        )
+    if parameters and settings.dropout > 0:
+        raise RecipeError(
+            f"model.lora.dropout: {settings.dropout} is not possible on fused expert weights; "
+            "set it to 0, or model.lora.experts to false"
+        )
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=modules,
+        target_parameters=parameters or None,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        # peft looks for expert patterns among module names, and they are parameters.
+        warnings.filterwarnings("ignore", message=r".*_pattern keys did not match any targeted")
+        return get_peft_model(model, config)
+
+
+def _targets(model: PreTrainedModel, settings: LoraSettings) -> tuple[list[str], list[str]]:
+    """Full names of the linear modules and of the fused expert parameters to adapt."""
+    modules, parameters = [], []
+    for name, module in model.named_modules():
+        parent = name.rpartition(".")[0]
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            attention = "attn" in parent or "attention" in parent
+            if settings.attention if attention else settings.dense:
+                modules.append(name)
+        elif settings.experts and name.endswith(".experts"):
+            parameters += [
+                f"{name}.{weight}" for weight in FUSED_EXPERTS if hasattr(module, weight)
+            ]
+    return modules, parameters

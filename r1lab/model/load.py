@@ -1,0 +1,223 @@
+"""Loading a base model: one that ships, a folder, a hub name, or a GGUF file.
+
+Whatever the recipe names, the result is the same: the model in its working precision, its
+tokenizer, and a local folder in Hugging Face's form that vLLM can read. What cannot be trained or
+sampled rightly is refused here, in one line that names the key, before anything heavy happens.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1lab.recipe import ModelSettings
+from r1lab.types import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def load_base(
+    settings: ModelSettings, *, cache: str | Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Path]:
+    """Load the base a recipe names: (model, tokenizer, folder that vLLM can read).
+
+    The model is in `settings.dtype`, but for V3's router bias (`e_score_correction_bias`), which
+    stays float32 exactly as the checkpoint has it: rounding it moves tokens to other experts.
+    Mixtures of experts run transformers' `eager` experts on the CPU, by far the fastest for small
+    models there. A GGUF file is dequantised once into `cache` (default: `$R1LAB_CACHE`, else
+    ~/.cache/r1lab), because vLLM reads folders. Raises RecipeError.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    folder = resolve_folder(settings.path)
+    if settings.gguf_file is not None:
+        folder = _dequantise(folder, settings, Path(cache) if cache else _default_cache(), dtype)
+    config = load_config(folder, settings.path)
+    tokenizer = _load_tokenizer(folder, settings.path)
+    check_base(config, tokenizer, settings.path)
+    options: dict[str, Any] = {}
+    if getattr(config, "n_routed_experts", None) or getattr(config, "num_local_experts", None):
+        options["experts_implementation"] = None if torch.cuda.is_available() else "eager"
+    with _unreadable(settings.path, "its weights do not load"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, local_files_only=True, **options
+        )
+    return model, tokenizer, folder
+
+
+def shipped_models() -> dict[str, Path]:
+    """The bases that come with the package, by name."""
+    try:
+        root = resources.files("r1lab.data") / "models"
+    except ModuleNotFoundError:
+        return {}
+    folder = Path(str(root))
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
+
+
+def resolve_folder(path: str) -> Path:
+    """The local folder behind `model.path`: a folder, a shipped name, or a hub name (downloaded)."""
+    shipped = shipped_models()
+    if path in shipped:
+        return shipped[path]
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if _HUB_NAME.fullmatch(path) and not folder.parent.is_dir():
+        return _download(path)
+    close = difflib.get_close_matches(path, shipped, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else "give a folder or a hub name (owner/model)"
+    known = ", ".join(shipped) or "none in this installation"
+    raise RecipeError(
+        f"model.path: {path!r} is neither a folder nor a shipped base ({known}); {hint}"
+    )
+
+
+def load_config(folder: Path, path: str) -> PretrainedConfig:
+    """The configuration in `folder`; `path` is the value of `model.path`, for the message."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        fix = f"name it in model.gguf_file ({ggufs[0]})" if ggufs else "give a model's own folder"
+        raise RecipeError(f"model.path: {path!r} holds no config.json; {fix}")
+    with _unreadable(path, "its config.json does not load"):
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def is_v3_style(config: PretrainedConfig) -> bool:
+    """Whether the model has DeepSeek-V3's form: latent attention (MLA) and V3's router."""
+    return config.model_type in ("deepseek_v3", "deepseek_v2")
+
+
+def check_base(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Refuse what would sample or train wrongly without a word; raises RecipeError."""
+    if is_v3_style(config) and config.tie_word_embeddings:
+        # vLLM's DeepSeek model does not tie lm_head: it would sample noise.
+        raise RecipeError(
+            f"model.path: {path!r} is V3-style with tied embeddings, which vLLM does not tie; "
+            "save it with tie_word_embeddings=false and lm_head a copy of the embedding"
+        )
+    if config.model_type == "deepseek_v3" and (
+        getattr(config, "topk_method", None) != "noaux_tc"
+    ):
+        # Without it vLLM makes no e_score_correction_bias and cannot load the router.
+        raise RecipeError(
+            f"model.path: {path!r} lacks \"topk_method\": \"noaux_tc\" in its config.json "
+            f"(found {getattr(config, 'topk_method', None)!r}), which vLLM needs; add it"
+        )
+    if tokenizer.eos_token_id is None:
+        raise RecipeError(
+            f"model.path: {path!r} has a tokenizer without an end-of-sequence token, so no response "
+            "could end; set eos_token in its tokenizer_config.json"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise RecipeError(
+            f"model.path: {path!r} has a tokenizer of {len(tokenizer)} entries for a model of "
+            f"{config.vocab_size}; give the tokenizer that belongs to it"
+        )
+
+
+def end_tokens(
+    tokenizer: PreTrainedTokenizerBase, folder: Path | None = None
+) -> tuple[int, ...]:
+    """The token ids that end a response: the tokenizer's, and those of generation_config.json."""
+    from transformers import GenerationConfig
+
+    found = {tokenizer.eos_token_id}
+    if folder is not None and (folder / "generation_config.json").is_file():
+        ids = GenerationConfig.from_pretrained(folder).eos_token_id
+        found |= set(ids) if isinstance(ids, list) else {ids}
+    return tuple(sorted(token for token in found if token is not None))
+
+
+class _unreadable:
+    """Turns a library's error over a folder's content into one line; with a `with` statement."""
+
+    def __init__(self, path: str, what: str) -> None:
+        self.path, self.what = path, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
+            reason = " ".join(str(error).split())[:300]
+            raise RecipeError(f"model.path: {self.path!r}: {self.what}: {reason}") from error
+
+
+def _load_tokenizer(folder: Path, path: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    with _unreadable(path, "its tokenizer does not load"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(
+            snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.onnx", "original/*"])
+        )
+    # LocalEntryNotFoundError (no network and nothing cached) is an OSError too.
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"model.path: {name!r} is no folder here and could not be fetched from the hub "
+            f"({reason}); check the name, or give a local folder"
+        ) from error
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("R1LAB_CACHE", "~/.cache/r1lab")).expanduser()
+
+
+def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch.dtype) -> Path:
+    """Write the GGUF file's weights as an ordinary folder, once, and return that folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    assert settings.gguf_file is not None
+    source = folder / settings.gguf_file
+    if not source.is_file():
+        found = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))) or "none"
+        raise RecipeError(
+            f"model.gguf_file: {settings.gguf_file!r} is not in {settings.path!r} (GGUF files "
+            f"there: {found})"
+        )
+    stat = source.stat()
+    key = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns} {settings.dtype}"
+    target = cache / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if (target / "config.json").is_file():
+        return target
+    logging.getLogger(__name__).info("dequantising %s into %s", source, target)
+    with _unreadable(settings.path, "its GGUF file does not load"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=settings.gguf_file,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=dtype,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=settings.gguf_file)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    try:
+        partial.rename(target)
+    except OSError:  # another process was first
+        if not (target / "config.json").is_file():
+            raise
+    return target

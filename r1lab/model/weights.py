@@ -1,0 +1,117 @@
+"""A model's weights under their checkpoint names, adapters merged, as a sampler must see them.
+
+Two things make this more than `state_dict()`. Transformers 5 fuses the experts of a layer into 3-D
+tensors and renames others while it loads; samplers and checkpoints keep the original names, so the
+conversion is reverted here. And an adapter's update is added beside the base (W + B A into a new
+tensor), never merged into it: merging and unmerging at every sync makes the base drift by a
+rounding each time (Hu et al. 2021, arXiv 2106.09685, for the update itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# V3's router bias moves experts by differences far below bfloat16's resolution.
+ROUTER_BIAS = "e_score_correction_bias"
+
+
+@torch.no_grad()
+def checkpoint_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name, tensor) of every weight and saved buffer of a full or LoRA (peft) model.
+
+    Tensors keep the model's dtype, the router bias its float32. They may share storage with the
+    model: consume them before the next update. A tied `lm_head` is left out, as in checkpoints.
+    Under sharding (DTensor) every process must iterate, since each tensor is gathered whole.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    base = base_model(model)
+    weights = {name: _whole(tensor) for name, tensor in merged_state(model).items()}
+    if base.config.tie_word_embeddings:
+        for name in base.all_tied_weights_keys:
+            weights.pop(name, None)
+    yield from revert_weight_conversion(base, weights).items()
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a peft model, or the model itself."""
+    get_base = getattr(model, "get_base_model", None)
+    return get_base() if get_base is not None else model
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the model without adapters, each adapted weight as base + delta."""
+    base = base_model(model)
+    if base is model:
+        return dict(model.state_dict())
+    from peft.tuners.lora import LoraLayer
+
+    state = {
+        _plain(name): tensor for name, tensor in base.state_dict().items() if ".lora_" not in name
+    }
+    # Nested wrappers (two adapted parameters of one module) adapt different parameters, so the
+    # order in which they are visited is of no matter.
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            key = f"{_plain(name)}.{getattr(module, 'parameter_name', 'weight')}"
+            for adapter in module.active_adapters:
+                state[key] = _add_delta(module, adapter, state[key])
+    return state
+
+
+def save_checkpoint_folder(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> None:
+    """Write an ordinary Hugging Face folder: merged weights, configuration and tokenizer."""
+    from huggingface_hub import save_torch_state_dict
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    base = base_model(model)
+    # Copies: single experts are views of the fused tensor, and a file holds no views.
+    weights = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in checkpoint_weights(model)
+    }
+    save_torch_state_dict(weights, folder)
+    config = base.config
+    config.architectures = [type(base).__name__]
+    config.dtype = base.dtype
+    if config.model_type == "deepseek_v3":
+        # What transformers' router computes; vLLM reads it from here, and fails without it.
+        config.topk_method, config.scoring_func = "noaux_tc", "sigmoid"
+    config.save_pretrained(folder)
+    if base.generation_config is not None:
+        base.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without peft's wrappers: experts.base_layer.base_layer.x -> experts.x."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")
+
+
+def _add_delta(module: nn.Module, adapter: str, weight: Tensor) -> Tensor:
+    """weight + alpha / r * B A, in float32 and rounded once, into a new tensor."""
+    if getattr(module, "num_experts", 1) > 1:
+        # The trainer's forward folds the update into the fused experts in their own precision;
+        # the very same operation here leaves no difference between trainer and sampler.
+        left, right, scaling = module.get_delta_factors(adapter)
+        return torch.baddbmm(weight, left, right, alpha=scaling)
+    delta = module.get_delta_weight(adapter)
+    return (weight.float() + delta.float()).to(weight.dtype)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered, any other as it is; detached."""
+    gather = getattr(tensor, "full_tensor", None)
+    return (gather() if gather is not None else tensor).detach()

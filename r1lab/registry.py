@@ -1,0 +1,305 @@
+"""From a name in a recipe to the code and the problems it stands for.
+
+A reward or a problem source is named in one of these ways, the first that fits:
+    boxes                      shipped: r1lab.rewards.boxes:reward, r1lab.data.boxes:load
+    path/to/file.py:function   any file, from the current folder; `file.py` alone means `reward`
+                               or `load`
+    package.module:function    anything importable; without `:function`, likewise
+    path/to/problems.jsonl     (or .parquet) problems as rows, see `FileProblems`
+
+Nothing here imports torch, and nothing is imported before it is asked for. Every fault is a
+`RecipeError` of one line that names the recipe's key, what is wrong and what would be right.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from r1lab.hints import missing, nearest
+from r1lab.problems import (
+    TABLES,
+    FileProblems,
+    ProblemMixture,
+    ProblemStream,
+    ReplayedProblems,
+    ShuffledProblems,
+    Split,
+)
+from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
+from r1lab.types import RecipeError
+
+Kind = Literal["reward", "source"]
+
+_PACKAGE = {"reward": "r1lab.rewards", "source": "r1lab.data"}
+_FUNCTION = {"reward": "reward", "source": "load"}
+
+# The reward of a recipe that stands for the verifier that each problem names.
+PROBLEM_VERIFIER = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where a named function lives: `function` in `module`, or in the file `path`.
+
+    Picklable, and it does not depend on the current folder, so a worker process can `load()` it
+    again. `text` is what the recipe says.
+    """
+
+    text: str
+    function: str
+    module: str
+    path: str | None = None
+
+    def load(self, *, key: str = "") -> Callable[..., Any]:
+        """Import the module (once per process) and return the function."""
+        module = self._module(key)
+        found = getattr(module, self.function, None)
+        if found is None:
+            names = _functions_of(module)
+            known = f"; it has {', '.join(names)}" if names else "; it has no functions"
+            raise _error(
+                key,
+                f"{self.text!r}: no function {self.function!r} in {self.path or self.module}"
+                f"{nearest(self.function, names)}{known}",
+            )
+        if not callable(found):
+            raise _error(key, f"{self.text!r}: {self.function!r} is not a function")
+        function: Callable[..., Any] = found
+        return function
+
+    def _module(self, key: str) -> ModuleType:
+        try:
+            if self.path is not None:
+                return _module_from_file(self.module, Path(self.path))
+            return importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            if self.path is None and error.name and f"{self.module}.".startswith(f"{error.name}."):
+                raise _error(
+                    key,
+                    f"{self.text!r}: there is no module {error.name!r}; give a shipped name, "
+                    "path/to/file.py:function or an installed package.module:function",
+                ) from None
+            raise self._import_error(key, error) from error
+        except (Exception, SystemExit) as error:  # the user's file may raise anything
+            raise self._import_error(key, error) from error
+
+    def _import_error(self, key: str, error: BaseException) -> RecipeError:
+        """One line for what the module raised, with the last line of its own that was running."""
+        where = self.path or self.module
+        if isinstance(error, SyntaxError) and error.filename:
+            where = f"{error.filename}, line {error.lineno}"
+        else:
+            own = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if frame.filename == self.path or _is_user_frame(frame.filename)
+            ]
+            if own:
+                where = f"{own[-1].filename}, line {own[-1].lineno}"
+        message = " ".join(str(error).split())
+        return _error(
+            key, f"{self.text!r} cannot be imported: {where}: {type(error).__name__}: {message}"
+        )
+
+
+def find(text: str, kind: Kind, *, key: str = "") -> Reference:
+    """Say where the function named by `text` lives, without importing it.
+
+    Raises RecipeError when it is no shipped name, and the file does not exist.
+    """
+    place, _, function = text.partition(":")
+    function = function or _FUNCTION[kind]
+    if place.endswith(".py") or "/" in place:
+        path = Path(place).expanduser()
+        if not path.is_file():
+            raise _error(key, f"{text!r}: {missing(path)}")
+        path = path.resolve()
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+        return Reference(text, function, f"r1lab_file_{digest}_{path.stem}", str(path))
+    if place in shipped(kind):
+        return Reference(text, function, f"{_PACKAGE[kind]}.{place}")
+    if "." in place or ":" in text:
+        return Reference(text, function, place)
+    names = shipped(kind)
+    known = f"shipped: {', '.join(names)}; " if names else ""
+    raise _error(
+        key,
+        f"no {kind} is called {text!r}{nearest(text, names)}; {known}"
+        f"or name your own as path/to/file.py:{_FUNCTION[kind]}",
+    )
+
+
+def resolve(text: str, kind: Kind, *, key: str = "") -> Callable[..., Any]:
+    """The function that `text` names, imported. `key` is the recipe's key, for the error."""
+    return find(text, kind, key=key).load(key=key)
+
+
+def resolve_callable(text: str, *, key: str = "", default: str = "load") -> Callable[..., Any]:
+    """Like `resolve`, for a kind that nothing ships under a short name (a corpus)."""
+    return resolve(text if ":" in text else f"{text}:{default}", "source", key=key)
+
+
+@cache
+def shipped(kind: Kind) -> tuple[str, ...]:
+    """Names of the rewards or sources that ship: files that define `reward` or `load`."""
+    folder = shipped_folder("rewards" if kind == "reward" else "data")
+    return tuple(
+        sorted(
+            path.stem
+            for path in folder.glob("*.py")
+            if not path.stem.startswith("_") and _defines(path, _FUNCTION[kind])
+        )
+    )
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder `rewards`, `data` or `recipes`: in an installed r1lab, or in its checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def check_references(recipe: TrainRecipe) -> None:
+    """Import every reward and problem source that the recipe names, so that faults show early."""
+    for index, reward in enumerate(recipe.rewards):
+        if reward.reward != PROBLEM_VERIFIER:
+            resolve(reward.reward, "reward", key=f"rewards.{index}.reward")
+    for index, source in enumerate(recipe.problems.sources):
+        if not source.source.endswith(TABLES):
+            resolve(source.source, "source", key=f"problems.sources.{index}.source")
+
+
+def load_problems(
+    settings: SourceSettings, split: Split, seed: int = 0, *, key: str = "problems.sources"
+) -> ProblemStream:
+    """The problems of one source: endless, by index, deterministic in (seed, index).
+
+    A source that ends (a list, a table, a generator) starts again: tables and lists in a new
+    order each time round, other iterables in their own.
+    """
+    name = settings.source
+    if name.endswith(TABLES):
+        load: Callable[..., Any] = FileProblems.load
+        arguments: dict[str, Any] = {"path": name, "seed": seed}
+    else:
+        load = resolve(name, "source", key=f"{key}.source")
+        arguments = {"seed": seed}
+    problems = _call_load(load, split, arguments, settings.options, f"{key}.options")
+    if isinstance(problems, Sequence):
+        if not problems:
+            raise _error(key, f"{name!r} has no problems for the split {split!r}")
+        return ShuffledProblems(problems, seed)
+    if hasattr(problems, "__getitem__"):
+        stream: ProblemStream = problems
+        return stream
+    if isinstance(problems, Iterable):
+        return ReplayedProblems(problems, f"{key}: {name!r}")
+    raise _error(
+        f"{key}.source", f"{name!r}: load() returned {type(problems).__name__}, not problems"
+    )
+
+
+def load_mixture(
+    settings: ProblemSettings, split: Split, seed: int | None = None
+) -> ProblemMixture:
+    """All sources of a recipe in one stream. `seed` defaults to the one in the recipe."""
+    seed = settings.seed if seed is None else seed
+    streams = [
+        load_problems(source, split, seed, key=f"problems.sources.{index}")
+        for index, source in enumerate(settings.sources)
+    ]
+    weights = [source.weight for source in settings.sources]
+    return ProblemMixture(streams, weights, seed, names=[s.source for s in settings.sources])
+
+
+def _call_load(
+    load: Callable[..., Any],
+    split: Split,
+    arguments: dict[str, Any],
+    options: Mapping[str, Any],
+    key: str,
+) -> Any:
+    """load(split, **arguments, **options), the seed only where load() takes one."""
+    parameters = inspect.signature(load).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    names = [
+        name
+        for name, p in list(parameters.items())[1:]
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in arguments
+    ]
+    for option in options:
+        if option in arguments or not (takes_all or option in names):
+            allowed = f"allowed: {', '.join(names)}" if names else "this source takes none"
+            raise _error(f"{key}.{option}", f"unknown option{nearest(option, names)}; {allowed}")
+    if not takes_all:
+        arguments = {name: value for name, value in arguments.items() if name in parameters}
+    try:
+        return load(split, **arguments, **options)
+    except (TypeError, ValueError, OSError) as error:  # the options are the user's
+        if isinstance(error, RecipeError):
+            raise
+        raise _error(key, " ".join(str(error).split())) from error
+
+
+def _error(key: str, message: str) -> RecipeError:
+    return RecipeError(f"{key}: {message}" if key else message)
+
+
+def _module_from_file(name: str, path: Path) -> ModuleType:
+    """Import a file under a name of its own, once. Its folder joins the import path, at the end."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _functions_of(module: ModuleType) -> list[str]:
+    """Public functions that the module itself defines."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    ]
+
+
+def _is_user_frame(filename: str) -> bool:
+    return not filename.startswith("<") and filename != __file__ and "importlib" not in filename
+
+
+def _defines(path: Path, function: str) -> bool:
+    """Whether the file defines (or imports) the name at its top, read without importing it."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names: list[str] = []
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.asname or alias.name for alias in node.names]
+        if function in names:
+            return True
+    return False

@@ -1,0 +1,248 @@
+"""vLLM in the trainer's own process: the sampler of choice.
+
+In process it starts in seconds, weights travel as tensors, and every process of a launch has its
+own engine. What vLLM's CPU build gets wrong is mended in `vllm_mends`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from r1lab.model.load import end_tokens, is_v3_style, load_config
+from r1lab.prompts import Template
+from r1lab.rollout import vllm_mends as mends
+from r1lab.rollout.sampler import as_completion
+from r1lab.types import Completion, FinishReason, R1labError, SamplingSettings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from vllm import RequestOutput, SamplingParams
+    from vllm.outputs import CompletionOutput
+
+Attention = Literal["auto", "mla", "decompressed"]
+
+# The one shape of latent attention that vLLM has kernels for, DeepSeek-V3's own.
+MLA_KERNEL_SHAPE = (512, 64)  # kv_lora_rank, qk_rope_head_dim
+_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class VllmSampler:
+    """A `Sampler` over vLLM in process.
+
+    `model_folder` is what vLLM loads first, as version 0. `attention` chooses between vLLM's latent
+    attention (MLA) kernel and ordinary attention on decompressed heads: `auto` takes the kernel
+    where it fits the model's shape. `kv_cache_gib` counts on the CPU, `gpu_memory_utilization` on
+    a GPU. `seed` starts the random stream that unseeded calls draw from.
+    """
+
+    def __init__(
+        self,
+        model_folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dtype: str = "bfloat16",
+        max_model_len: int | None = None,
+        kv_cache_gib: float = 1.0,
+        gpu_memory_utilization: float = 0.45,
+        max_num_seqs: int = 512,
+        seed: int = 0,
+        attention: Attention = "auto",
+    ) -> None:
+        config = load_config(Path(model_folder), str(model_folder))
+        _set_environment(config, attention)
+        with mends.process_state_kept():
+            from vllm import LLM, envs
+            from vllm.platforms import current_platform
+
+            envs.disable_envs_cache()  # an earlier engine of this process may have frozen them
+            mends.before_build()
+            on_cpu = current_platform.is_cpu()
+            memory = (
+                {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
+                if on_cpu
+                else {"gpu_memory_utilization": gpu_memory_utilization}
+            )
+            if all(name in os.environ for name in _LAUNCHED):
+                memory["distributed_executor_backend"] = "external_launcher"
+            self.llm = LLM(
+                str(model_folder),
+                skip_tokenizer_init=True,
+                dtype=dtype,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                # Log-probs of the distribution that was sampled from: after temperature and top-p.
+                logprobs_mode="processed_logprobs",
+                enforce_eager=on_cpu,
+                seed=seed,
+                **memory,
+            )
+        self.version = 0
+        self.max_model_len: int = self.llm.model_config.max_model_len
+        self._tokenizer = tokenizer
+        self._end_tokens = end_tokens(tokenizer, Path(model_folder))
+        self._random_state = _seeded_state(seed)
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        settings: SamplingSettings,
+        *,
+        template: Template,
+    ) -> list[tuple[Completion, ...]]:
+        """See `Sampler.generate`."""
+        from vllm import TokensPrompt
+
+        if not prompts:
+            return []
+        # What an earlier call left in the cache would change the shape of this one's prefill, and
+        # with it the last bits of its log-probs; so each call starts from an empty one.
+        mends.drop_prefix_cache(self.llm)
+        with mends.run_uncompiled(), self._own_random_stream(settings.seed):
+            outputs = self.llm.generate(
+                [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+                self._params(settings),
+                use_tqdm=False,
+            )
+        return [self._group(output, settings, template) for output in outputs]
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """See `Sampler.sync`; raises R1labError when weights are missing or do not fit."""
+        model = mends.model_of(self.llm)
+        with _recorded_names(model) as loaded, torch.no_grad():
+            mends.model_runner_of(self.llm).reload_weights(weights_iterator=iter(weights))
+        missing = sorted({name for name, _ in model.named_parameters()} - loaded)
+        if missing:
+            raise R1labError(
+                f"weight sync to version {version}: {len(missing)} of vLLM's weights were not sent "
+                f"({', '.join(missing[:3])}, ...); send every weight under its checkpoint name"
+            )
+        mends.after_reload(self.llm)
+        self.version = version
+
+    def close(self) -> None:
+        """See `Sampler.close`."""
+        if not hasattr(self, "llm"):
+            return
+        from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        destroy_model_parallel()
+        if not all(name in os.environ for name in _LAUNCHED):
+            # In a launch the process group is the trainer's.
+            destroy_distributed_environment()
+
+    def _params(self, settings: SamplingSettings) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        greedy = settings.temperature == 0
+        return SamplingParams(
+            n=1 if greedy else settings.num_samples,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            stop_token_ids=list(self._end_tokens),
+            logprobs=0 if settings.logprobs else None,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _group(
+        self, output: RequestOutput, settings: SamplingSettings, template: Template
+    ) -> tuple[Completion, ...]:
+        group = tuple(
+            self._completion(member, template)
+            for member in sorted(output.outputs, key=lambda member: member.index)
+        )
+        # Greedy decoding was asked for once: the others are the same.
+        return group * settings.num_samples if settings.temperature == 0 else group
+
+    def _completion(self, output: CompletionOutput, template: Template) -> Completion:
+        reasons: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+        return as_completion(
+            output.token_ids,
+            None if output.logprobs is None else output.logprobs.logprobs,
+            reasons.get(output.finish_reason, "abort"),
+            tokenizer=self._tokenizer,
+            template=template,
+            end_tokens=self._end_tokens,
+            version=self.version,
+        )
+
+    @contextmanager
+    def _own_random_stream(self, seed: int | None) -> Iterator[None]:
+        """vLLM draws from torch's default generators: lend it this sampler's state meanwhile.
+
+        (A per-request seed would cost 15%, and crashes on the CPU when a prompt is prefilled in
+        more than one chunk.)
+        """
+        with torch.random.fork_rng():
+            _set_random_state(self._random_state if seed is None else _seeded_state(seed))
+            yield
+            if seed is None:
+                self._random_state = _random_state()
+
+
+def _set_environment(config: PretrainedConfig, attention: Attention) -> None:
+    """vLLM's settings that exist only as environment variables."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if is_v3_style(config):
+        fits = (config.kv_lora_rank, config.qk_rope_head_dim) == MLA_KERNEL_SHAPE
+        if attention == "mla" and not fits:
+            raise R1labError(
+                f"attention: 'mla' needs kv_lora_rank {MLA_KERNEL_SHAPE[0]} and qk_rope_head_dim "
+                f"{MLA_KERNEL_SHAPE[1]}, and this model has {config.kv_lora_rank} and "
+                f"{config.qk_rope_head_dim}; take 'decompressed', or widen it (r1lab.model.widen)"
+            )
+        kernel = attention == "mla" or (attention == "auto" and fits)
+        os.environ["VLLM_MLA_DISABLE"] = "0" if kernel else "1"
+
+
+@contextmanager
+def _recorded_names(model: torch.nn.Module) -> Iterator[set[str]]:
+    """The names of the parameters that `model.load_weights` reports as loaded, while inside."""
+    original = model.load_weights
+    loaded: set[str] = set()
+
+    def load_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        names = original(weights)
+        loaded.update(names)
+        return names
+
+    model.load_weights = load_weights  # type: ignore[assignment]
+    try:
+        yield loaded
+    finally:
+        del model.load_weights
+
+
+_RandomState = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def _random_state() -> _RandomState:
+    """torch's default generators: the CPU's and, where there is one, the current GPU's."""
+    gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return torch.get_rng_state(), gpu
+
+
+def _set_random_state(state: _RandomState) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
+
+
+def _seeded_state(seed: int) -> _RandomState:
+    """The state just after `torch.manual_seed(seed)`, without touching the present one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _random_state()

@@ -1,0 +1,124 @@
+"""Everything in which vLLM (0.31, CPU build) must be mended before it samples V3-style models right.
+
+Each mend is one function that says what is wrong and why; `tests/parity/test_vllm_mends.py` shows
+for each that vLLM is wrong without it, and fails on the day a newer vLLM is not, so that the mend
+can go. On a GPU only `drop_prefix_cache` does anything.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+
+def before_build() -> None:
+    """What must be in place before an engine is built."""
+    mend_rotary_embedding()
+
+
+def after_reload(llm: LLM) -> None:
+    """What must follow each `reload_weights`."""
+    repack_experts(llm)
+    repack_tied_head(llm)
+    drop_prefix_cache(llm)
+
+
+def mend_rotary_embedding() -> None:
+    """The CPU's rotary kernel misreads 3-D queries [T, H, D] with H > 1, as DeepSeek calls it.
+
+    It takes the head's stride for the token's, so nearly all positions are rotated wrongly and a
+    trained model writes garbage (k3 about 5). Such calls go to vLLM's own PyTorch form; flat calls
+    [T, H * D], those of Llama-style models, are right and keep the kernel.
+    """
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+    kernel = RotaryEmbedding.forward_cpu
+    if hasattr(kernel, "unmended"):
+        return
+
+    def forward_cpu(
+        self: Any, positions: Any, query: torch.Tensor, key: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if query.dim() == 2:
+            return kernel(self, positions, query, key)
+        return self.forward_native(positions, query, key)
+
+    forward_cpu.unmended = kernel  # type: ignore[attr-defined]
+    RotaryEmbedding.forward_cpu = forward_cpu
+
+
+def repack_experts(llm: LLM) -> None:
+    """The CPU's expert kernel reads packed weights, and vLLM packs them on the first load only.
+
+    After a reload the unpacked weights would be read as packed ones, without an error.
+    """
+    for module in model_of(llm).modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None and next(module.parameters()).device.type == "cpu":
+            kernel.fused_experts.process_weights_after_loading(module)
+
+
+def repack_tied_head(llm: LLM) -> None:
+    """A tied `lm_head` keeps its own packed copy on the CPU, which a reload leaves stale."""
+    model = model_of(llm)
+    head = getattr(model, "lm_head", None)
+    if not getattr(model.config, "tie_word_embeddings", False) or head is None:
+        return
+    if head.weight.device.type == "cpu":
+        head.quant_method.process_weights_after_loading(head)
+
+
+def drop_prefix_cache(llm: LLM) -> None:
+    """Cached prefixes hold keys and values of the old weights, and vLLM goes on using them."""
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("vLLM could not reset its prefix cache: requests are still running")
+
+
+def run_uncompiled() -> AbstractContextManager[None]:
+    """`enforce_eager` spares only the model: sampling helpers are compiled all the same.
+
+    On the CPU that needs a C++ compiler, which a plain machine does not have, and costs seconds at
+    the first call; uncompiled these helpers are as fast.
+    """
+    from vllm.platforms import current_platform
+
+    return torch.compiler.set_stance("force_eager") if current_platform.is_cpu() else nullcontext()
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Building an engine in process must leave the trainer's process as it was.
+
+    vLLM seeds Python's, NumPy's and torch's generators, and its CPU worker replaces
+    `torch.set_num_threads` by a function that does nothing.
+    """
+    import numpy
+
+    set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
+        torch.set_num_threads = set_num_threads
+        if torch.get_num_threads() != num_threads:
+            torch.set_num_threads(num_threads)
+
+
+def model_of(llm: LLM) -> torch.nn.Module:
+    """The model inside an engine that runs in process."""
+    return model_runner_of(llm).get_model()
+
+
+def model_runner_of(llm: LLM) -> Any:
+    """The runner that holds the model and can reload its weights."""
+    return llm.llm_engine.model_executor.driver_worker.worker.model_runner

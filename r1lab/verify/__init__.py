@@ -1,0 +1,25 @@
+"""Running rewards: loading them by name, calling them, adding them up.
+
+A reward is a plain function in any file, with one of two signatures, told apart by their names:
+
+    def reward(problem, completion, **options) -> float | Verdict | None     # one response
+    def reward(prompts, completions, **columns) -> list[float | None]        # TRL's, unchanged
+
+`load_reward` finds and checks one, `call_reward` runs it on items in this process, `Verifiers` adds
+up those of a recipe. A `Runner` decides where a reward runs.
+"""
+
+from r1lab.verify.call import InProcessRunner, Item, RewardError, Runner, call_reward
+from r1lab.verify.load import Reward, load_reward
+from r1lab.verify.verifiers import Verifiers
+
+__all__ = [
+    "InProcessRunner",
+    "Item",
+    "Reward",
+    "RewardError",
+    "Runner",
+    "Verifiers",
+    "call_reward",
+    "load_reward",
+]

@@ -1,0 +1,104 @@
+"""Finding a reward by its name in a recipe, and checking its signature before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from r1lab.hints import nearest
+from r1lab.registry import Reference, find
+from r1lab.types import RecipeError
+
+Style = Literal["single", "batched"]
+
+SINGLE = frozenset({"problem", "completion"})
+# What TRL hands a reward function beside the columns of its dataset; any one of them marks one.
+BATCHED = frozenset({"prompts", "completions", "completion_ids"})
+SIGNATURES = (
+    "reward(problem, completion, **options), or TRL's reward(prompts, completions, **columns)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A reward that was found and whose signature was checked.
+
+    It holds no function but says where it lives, so that it can be handed to a worker process.
+    """
+
+    reference: Reference
+    style: Style
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def short_name(self) -> str:
+        """What to call it beside others: `format`, `my_rewards` for my_rewards.py:reward."""
+        if self.reference.function != "reward":
+            return self.reference.function
+        path = self.reference.path
+        return Path(path).stem if path else self.reference.module.rpartition(".")[2]
+
+    def function(self) -> Callable[..., Any]:
+        """The function itself, imported once in this process."""
+        return self.reference.load()
+
+
+def load_reward(
+    reference: str, options: Mapping[str, Any] | None = None, *, key: str = "rewards"
+) -> Reward:
+    """The reward that `reference` names (see `r1lab.registry`), its signature and options checked.
+
+    `key` is the recipe's key, for the message. Raises RecipeError, one line, for a missing file or
+    function, a signature of neither kind, an unknown option, and a missing one.
+    """
+    found = find(reference, "reward", key=f"{key}.reward")
+    function = found.load(key=f"{key}.reward")
+    reward = Reward(found, _style(function, f"{key}.reward"), dict(options or {}))
+    _check_options(function, reward, f"{key}.options")
+    return reward
+
+
+def where_defined(function: Callable[..., Any]) -> str:
+    """`file.py, line 12`: where a function starts."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return repr(function)
+    return f"{code.co_filename}, line {code.co_firstlineno}"
+
+
+def _style(function: Callable[..., Any], key: str) -> Style:
+    names = set(inspect.signature(function).parameters)
+    single, batched = names >= SINGLE, bool(names & BATCHED)
+    if single == batched:
+        problem = "mixes two signatures" if single else "has no signature of a reward"
+        raise RecipeError(
+            f"{key}: {getattr(function, '__name__', function)}({', '.join(names)}) {problem} "
+            f"({where_defined(function)}); write {SIGNATURES}"
+        )
+    return "single" if single else "batched"
+
+
+def _check_options(function: Callable[..., Any], reward: Reward, key: str) -> None:
+    given = SINGLE if reward.style == "single" else BATCHED
+    parameters = inspect.signature(function).parameters.values()
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = {
+        p.name: p
+        for p in parameters
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in given
+    }
+    for option in reward.options:
+        if option in given or not (open_ended or option in named):
+            allowed = f"allowed: {', '.join(named)}" if named else "this reward takes none"
+            raise RecipeError(f"{key}.{option}: unknown option{nearest(option, named)}; {allowed}")
+    if reward.style == "batched":
+        return  # its other parameters are columns, known only with the problems
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in reward.options:
+            raise RecipeError(
+                f"{key}.{name}: missing; {reward.reference.text!r} needs it "
+                f"({where_defined(function)})"
+            )

@@ -1,0 +1,126 @@
+"""The rewards of a recipe, added up: r_i of each completion, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from r1lab.prompts import Template
+from r1lab.recipe import RewardSettings
+from r1lab.registry import PROBLEM_VERIFIER
+from r1lab.types import Fault, Outcome, Rollout, Scored, Verdict
+from r1lab.verify.call import InProcessRunner, Item, Runner
+from r1lab.verify.load import Reward, load_reward
+
+# What the score of the verifier that a problem names is called among the parts.
+ACCURACY = "accuracy"
+
+
+class Verifiers:
+    """Scores rollouts with the weighted sum of a recipe's rewards.
+
+    `names` are the parts of a verdict, one for each reward: `accuracy` for `problem`, otherwise the
+    reward's short name. `accuracy` is the part that tells right (1) from wrong: that of `problem`,
+    or of the first reward where the recipe has no `problem`.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[RewardSettings],
+        *,
+        template: Template,
+        runner: Runner | None = None,
+    ) -> None:
+        """Load every reward that the settings name; RecipeError for one that cannot be used.
+
+        The verifiers that problems name are loaded when the first such problem is scored.
+        `runner` says where they run; None: in this process.
+        """
+        self._settings = tuple(rewards)
+        self._template = template
+        self._runner: Runner = InProcessRunner() if runner is None else runner
+        self._of_problem: dict[tuple[int, str], Reward] = {}
+        self._rewards = [
+            None
+            if setting.reward == PROBLEM_VERIFIER
+            else load_reward(setting.reward, setting.options, key=f"rewards.{index}")
+            for index, setting in enumerate(self._settings)
+        ]
+        self.names = _unique(
+            [ACCURACY if reward is None else reward.short_name for reward in self._rewards]
+        )
+        self.accuracy = ACCURACY if ACCURACY in self.names else self.names[0]
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+        """One Scored for each rollout, in order, with one outcome for each completion.
+
+        The score is the sum of weight * score over the rewards that apply (None is left out; None
+        for all: no score). `parts` holds the unweighted scores by name. A fault in any reward makes
+        the whole outcome a Fault: a sum that lacks a part would be a wrong score.
+        """
+        items = [
+            Item(rollout.problem, completion, prompt)
+            for rollout in rollouts
+            for prompt in (self._template.prompt(rollout.problem.question),)
+            for completion in rollout.completions
+        ]
+        by_reward = [self._run(index, items) for index in range(len(self._settings))]
+        outcomes = iter([self._add_up(row) for row in zip(*by_reward, strict=True)])
+        return [
+            Scored(rollout, tuple(next(outcomes) for _ in rollout.completions))
+            for rollout in rollouts
+        ]
+
+    def _run(self, index: int, items: Sequence[Item]) -> list[Outcome]:
+        """The outcomes of one reward, in order."""
+        reward = self._rewards[index]
+        if reward is not None:
+            return self._runner.run(reward, items)
+        rows_of: dict[str, list[int]] = {}
+        for row, item in enumerate(items):
+            rows_of.setdefault(item.problem.verifier, []).append(row)
+        outcomes: dict[int, Outcome] = {}
+        for verifier, rows in rows_of.items():
+            results = self._runner.run(
+                self._verifier(index, verifier), [items[row] for row in rows]
+            )
+            outcomes.update(zip(rows, results, strict=True))
+        return [outcomes[row] for row in range(len(items))]
+
+    def _verifier(self, index: int, name: str) -> Reward:
+        if (index, name) not in self._of_problem:
+            key = f"rewards.{index} (problems with the verifier {name!r})"
+            options = self._settings[index].options
+            self._of_problem[index, name] = load_reward(name, options, key=key)
+        return self._of_problem[index, name]
+
+    def _add_up(self, outcomes: Sequence[Outcome]) -> Outcome:
+        score: float | None = None
+        parts: dict[str, float] = {}
+        reasons: list[str] = []
+        for name, setting, outcome in zip(self.names, self._settings, outcomes, strict=True):
+            if isinstance(outcome, Fault):
+                return Fault(outcome.kind, f"{name}: {outcome.detail}")
+            if outcome.reason:
+                reasons.append(
+                    f"{name}: {outcome.reason}" if len(self.names) > 1 else outcome.reason
+                )
+            parts.update(_parts(name, outcome))
+            if outcome.score is not None:
+                score = (score or 0.0) + setting.weight * outcome.score
+        return Verdict(score, "; ".join(reasons), parts)
+
+
+def _parts(name: str, verdict: Verdict) -> Mapping[str, float]:
+    """A reward's own score under its name, the parts it reports itself as `name.part`."""
+    own = {} if verdict.score is None else {name: verdict.score}
+    return {**own, **{f"{name}.{part}": value for part, value in verdict.parts.items()}}
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, a number behind those that occurred before: length, length_2."""
+    counts: dict[str, int] = {}
+    unique = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        unique.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
+    return tuple(unique)
