@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # accelerate gives a process one thread unless told otherwise; a single process may have them all.
 THREADS := $(or $(OMP_NUM_THREADS),$(shell nproc 2>/dev/null || echo 1))
 LAUNCH := OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet \
-	--config_file recipes/accelerate/single_$(DEVICE).yaml
+	--config_file recipes/accelerate/single.yaml
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-long check wheel lock

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 import time
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace, "list[Override]"], int]
 
-_RECIPE_HELP = "a YAML file, or the name of a recipe that ships"
+_RECIPE_HELP = "a YAML file, a run folder, or the name of a recipe that ships"
 _LAUNCH = """\
 On several processes, or to choose devices and precision, start it through accelerate:
   accelerate launch --config_file recipes/accelerate/two_processes_cpu.yaml -m r1lab train RECIPE
@@ -80,10 +81,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = _add_command(commands, "eval", _evaluate, "score a model on held-out problems")
     _add_recipe(evaluate)
-    evaluate.add_argument(
-        "--checkpoint", metavar="FOLDER", help="the model to score (default: the recipe's base)"
+    evaluate.add_argument("--json", metavar="FILE", help="write all figures and samples there")
+    evaluate.epilog = (
+        "The model of the recipe is scored; another one with --model.path FOLDER, and a run's\n"
+        "settings with its folder in place of RECIPE."
     )
-    evaluate.add_argument("--json", metavar="FILE", help="write the scores there as well")
 
     pretrain = _add_command(commands, "pretrain", _pretrain, "pre-train a small base from nothing")
     _add_recipe(pretrain)
@@ -92,7 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     show.set_defaults(takes_overrides=False)
     show.add_argument("run", metavar="RUN", help="a run folder")
     show.add_argument("--step", type=int, help="samples of this step (default: the last)")
-    show.add_argument("--num", type=int, default=3, help="how many groups (default: 3)")
+    show.add_argument("--problem", metavar="ID", help="only this problem, with all its samples")
+    show.add_argument("--num", type=int, default=3, help="groups to show (default: 3)")
+    show.add_argument("--samples", type=int, default=2, help="samples of each (default: 2)")
     return parser
 
 
@@ -193,7 +197,27 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
-    raise NotImplementedError
+    from r1lab.recipe import TrainRecipe
+    from r1lab.recipe_io import load_recipe
+
+    recipe = load_recipe(options.recipe, overrides, schema=TrainRecipe)
+    _check(recipe, dry_run=options.dry_run)
+    if options.dry_run:
+        _print_resolved(recipe)
+        settings = recipe.evaluation
+        print(
+            f"\nwould score {recipe.model.path} on {settings.num_problems} held-out problems x "
+            f"{settings.num_samples} samples"
+        )
+        return 0
+    from r1lab.evaluate.standalone import evaluate_recipe
+
+    result = evaluate_recipe(recipe)
+    if options.json:
+        Path(options.json).write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+    for name, value in result.headline().items():
+        print(f"{name:16} {'none' if value is None else f'{value:.4f}'}")
+    return 0
 
 
 def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:
@@ -216,7 +240,18 @@ def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:
 
 
 def _show(options: argparse.Namespace, overrides: list[Override]) -> int:
-    raise NotImplementedError
+    if importlib.util.find_spec("rich") is None:
+        raise R1labError("rich is not installed here; install r1lab's extra [train]")
+    from r1lab.report.show import show
+
+    show(
+        options.run,
+        step=options.step,
+        problem=options.problem,
+        num=options.num,
+        samples=options.samples,
+    )
+    return 0
 
 
 # --- checks before anything heavy ------------------------------------------------------------

@@ -99,6 +99,22 @@ class ProblemMixture:
         """`num` problems from `start` on."""
         return tuple(self[i] for i in range(start, start + num))
 
+    def distinct(self, num: int) -> list[Problem]:
+        """The first `num` problems with different questions, for an evaluation.
+
+        Raises RecipeError where the sources have fewer.
+        """
+        found: dict[str, Problem] = {}
+        for index in range(100 * num):
+            problem = self[index]
+            found.setdefault(problem.question, problem)
+            if len(found) == num:
+                return list(found.values())
+        raise RecipeError(
+            f"evaluation.num_problems: {num} is more than the sources have to hold out "
+            f"({len(found)}); lower it, or add problems"
+        )
+
     def _counts(self, num_places: int) -> list[int]:
         """Places of each stream among the first `num_places`; none ever falls as these grow."""
         counts, left = [], num_places

@@ -241,6 +241,11 @@ class PretrainRecipe(Section):
     card_problems: NonNegative = Field(
         200, description="held-out problems of each kind scored for the model card; 0: none"
     )
+    card_sources: tuple[str, ...] = Field(
+        ("boxes", "arithmetic", "division", "derivations"),
+        description="the kinds of problem that are scored for the card",
+    )
+    card_engine: Literal["vllm", "transformers"] = Field("vllm", description="that samples them")
 
     @property
     def run_folder(self) -> str:

@@ -65,14 +65,17 @@ def load_recipe(
 
 
 def find_recipe(path: str | Path, *, beside: Path | None = None) -> Path:
-    """The file of a recipe: as given, or among those that ship. Raises RecipeError.
+    """The file of a recipe: as given, in a run folder, or among those that ship.
 
-    `beside` is the folder that a relative path starts from (default: the current one).
+    `beside` is the folder that a relative path starts from (default: the current one). Raises
+    RecipeError.
     """
     text = str(path)
     given = (beside or Path()) / Path(path).expanduser()
     if given.is_file():
         return given
+    if (given / "recipe.yaml").is_file():
+        return given / "recipe.yaml"
     names = shipped_recipes()
     name = text.removeprefix("./").removeprefix("recipes/").removesuffix(".yaml")
     if name in names:

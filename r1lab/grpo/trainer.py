@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from r1lab.evaluate import EvalResult, evaluate
+from r1lab.evaluate import Asked, EvalResult, ask, judge
 from r1lab.grpo.checkpoint import (
     newest_checkpoint,
     random_states,
@@ -23,24 +23,20 @@ from r1lab.model.load import load_base
 from r1lab.model.weights import save_checkpoint_folder
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
+from r1lab.recipe_io import dump_resolved
 from r1lab.registry import load_mixture
 from r1lab.report.metrics import RunFolder
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.source import RolloutSource
-from r1lab.types import Problem, R1labError, SamplingSettings
+from r1lab.types import R1labError
 from r1lab.verify import Verifiers
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-log = logging.getLogger(__name__)
 
 
 def train(recipe: TrainRecipe, *, resume: bool = False) -> Path:
     """Run a recipe to its end and return its run folder.
 
-    `resume` goes on from the newest checkpoint in the run folder; without it a run folder that
-    holds a run already is refused. Raises R1labError.
+    `resume` goes on from the newest checkpoint in the run folder (from the start where there is
+    none); without it a folder that holds a run already is refused. Raises R1labError.
     """
     run = Run(recipe, resume=resume)
     try:
@@ -57,26 +53,25 @@ class Run:
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 
-        self.recipe = recipe
-        self.began = time.monotonic()
+        self.recipe, self.began = recipe, time.monotonic()
         self.template = TEMPLATES[recipe.template]
-        self.folder = RunFolder(recipe.run_folder)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             log_with=list(recipe.tracking.trackers) or None,
             project_dir=recipe.run_folder,
         )
+        self.rank, self.is_main = self.accelerator.process_index, self.accelerator.is_main_process
+        self._check_folder(resume)
         set_seed(recipe.seed)
-        self.train_problems = load_mixture(recipe.problems, "train")
         self.held_out = load_mixture(recipe.problems, "test", recipe.evaluation.seed).distinct(
             recipe.evaluation.num_problems
         )
         self.verifiers = Verifiers(recipe.rewards, template=self.template)
-        self.model, self.tokenizer, self.base_folder = load_base(recipe.model)
+        model, self.tokenizer, self.base_folder = load_base(recipe.model)
         if recipe.model.lora is not None:
-            self.model = add_lora(self.model, recipe.model.lora, seed=recipe.seed)
+            model = add_lora(model, recipe.model.lora, seed=recipe.seed)
         self.policy = Policy(
-            self.model.to(self.accelerator.device),
+            model.to(self.accelerator.device),
             optimizer=recipe.optimizer,
             total_updates=recipe.steps * recipe.algorithm.num_minibatches,
             temperature=recipe.sampling.temperature,
@@ -84,12 +79,31 @@ class Run:
             pad_token_id=self.tokenizer.pad_token_id or 0,
         )
         self.source = self._build_source()
-        self.step = self._restore() if resume else 0
-        if self.step == 0:
-            self.folder.start(recipe, resume=resume)
+        self.step, self.seconds_training = 0, 0.0
+        if resume:
+            self._restore()
+        self.source.start(self.policy)
+        self._open_folder()
+
+    def _check_folder(self, resume: bool) -> None:
+        folder = RunFolder(self.recipe.run_folder)
+        if not resume and folder.metrics():
+            raise R1labError(
+                f"output: {folder.path} holds a run already; go on with --resume, or name another "
+                "folder with --output"
+            )
+
+    def _open_folder(self) -> None:
+        self.folder = RunFolder(self.recipe.run_folder)
+        if self.is_main:
+            self.folder = RunFolder.create(self.recipe.run_folder)
+            self.folder.truncate(self.step)
+            self.folder.recipe_path.write_text(dump_resolved(self.recipe))
+        self.accelerator.wait_for_everyone()
+        self.accelerator.init_trackers("tracking")
 
     def _build_source(self) -> RolloutSource:
-        recipe, rank = self.recipe, self.accelerator.process_index
+        recipe = self.recipe
         sampler = build_sampler(
             recipe.sampling.engine,
             self.base_folder,
@@ -98,9 +112,176 @@ class Run:
             max_model_len=recipe.sampling.max_model_len,
             kv_cache_gib=recipe.sampling.kv_cache_gib,
             gpu_memory_utilization=recipe.sampling.gpu_memory_utilization,
-            seed=recipe.seed * 1000 + rank,
         )
         return RolloutSource(
-            self.train_problems, sampler, self.tokenizer, self.template, recipe.sampling,
-            rank=rank, world_size=self.accelerator.num_processes,
+            load_mixture(recipe.problems, "train"),
+            sampler,
+            self.tokenizer,
+            self.template,
+            recipe.sampling,
+            rank=self.rank,
+            world_size=self.accelerator.num_processes,
+            seed=recipe.seed,
+            max_sync_kl=recipe.algorithm.max_sync_kl,
+        )
+
+    def go(self) -> None:
+        """Evaluate, take the steps, evaluate, sum up."""
+        if self.step == 0:
+            self._evaluate(greedy=True)
+        bar = tqdm(
+            total=self.recipe.steps, initial=self.step, unit="step", desc=self.recipe.name,
+            disable=not self.is_main,
         )  # fmt: skip
+        with bar:
+            while self.step < self.recipe.steps:
+                began = time.monotonic()
+                result = rl_step(self.policy, self.source, self.verifiers, self.recipe)
+                self.seconds_training += time.monotonic() - began
+                self.step += 1
+                self._record(result)
+                bar.update()
+                bar.set_postfix_str(_said(result.metrics))
+                last = self.step == self.recipe.steps
+                if last or _is_due(self.step, self.recipe.evaluation.every):
+                    self._evaluate(greedy=last)
+                if last or _is_due(self.step, self.recipe.checkpoints.every):
+                    self._save()
+        if self.is_main:
+            self._sum_up()
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Give the sampler's memory back and finish the trackers."""
+        self.source.close()
+        self.accelerator.end_training()
+
+    def _record(self, result: StepResult) -> None:
+        scored = self._gather(result.scored)
+        if not self.is_main:
+            return
+        self.folder.log_metrics(self.step, result.metrics)
+        tokens = (result.metrics["length"] or 0.0) * (result.metrics["responses"] or 0.0)
+        total = sum(result.seconds.values())
+        self.folder.log_timings(
+            self.step, {**result.seconds, "total": total, "tokens_per_second": tokens / total}
+        )
+        self.folder.write_rollouts(self.step, scored)
+        self.accelerator.log(
+            {name: value for name, value in result.metrics.items() if value is not None},
+            step=self.step,
+        )
+
+    def _evaluate(self, *, greedy: bool) -> None:
+        """Each process asks its share of the held-out problems; the main one judges them all."""
+        share = self.held_out[self.rank :: self.accelerator.num_processes]
+        settings, max_tokens = self.recipe.evaluation, self.recipe.sampling.max_tokens
+        asked = ask(
+            self.source.sampler, share, self.verifiers, encode=self.source.encode,
+            template=self.template, settings=settings, max_tokens=max_tokens, greedy=greedy,
+        )  # fmt: skip
+        asked = Asked(
+            tuple(self._gather(asked.sampled)),
+            None if asked.greedy is None else tuple(self._gather(asked.greedy)),
+        )
+        if not self.is_main:
+            return
+        result = judge(
+            asked, self.verifiers, template=self.template, settings=settings,
+            max_tokens=max_tokens, step=self.step,
+        )  # fmt: skip
+        self.folder.write_eval(self.step, result.as_dict())
+        figures = {f"eval/{n}": v for n, v in result.headline().items() if v is not None}
+        self.accelerator.log(figures, step=self.step)
+        tqdm.write(f"{self.recipe.name} step {self.step}, held out: {_headline(result)}")
+
+    def _gather(self, items: Any) -> list[Any]:
+        """The items of all processes in one list, on every process."""
+        if self.accelerator.num_processes == 1:
+            return list(items)
+        from accelerate.utils import gather_object
+
+        gathered: list[Any] = gather_object(list(items))
+        return gathered
+
+    def _save(self) -> None:
+        state = {
+            "policy": self.policy.state_dict(),
+            "source": self.source.state_dict(),
+            "random": random_states(),
+            "seconds_training": self.seconds_training,
+        }
+        target = save_checkpoint(
+            self.folder.checkpoints_path, self.step, state, rank=self.rank,
+            keep=self.recipe.checkpoints.keep,
+        )  # fmt: skip
+        if self.is_main:
+            save_checkpoint_folder(self.policy.model, self.tokenizer, target / "model")
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> None:
+        found = newest_checkpoint(
+            RunFolder(self.recipe.run_folder).checkpoints_path, self.accelerator.num_processes
+        )
+        if found is None:
+            return
+        self.step, folder = found
+        # Our own file, written by `save_checkpoint`: it holds random states beside tensors.
+        state = torch.load(folder / f"rank-{self.rank}.pt", weights_only=False)
+        self.policy.load_state_dict(state["policy"])
+        self.source.load_state_dict(state["source"])
+        set_random_states(state["random"])
+        self.seconds_training = state["seconds_training"]
+
+    def _sum_up(self) -> None:
+        from r1lab.report.curves import draw_curves
+
+        self.folder.write_summary(summary_of(self.folder, self.seconds_training, self.began))
+        draw_curves(self.folder)
+        tqdm.write(
+            f"\n{self.folder.path}: summary.json, curves.png, rollouts/, eval/; the model lies in "
+            f"{self.folder.checkpoints_path / f'step-{self.step}' / 'model'}\n"
+            f"read its samples with: r1lab show {self.folder.path}"
+        )
+
+
+def summary_of(folder: RunFolder, seconds_training: float, began: float) -> dict[str, Any]:
+    """The run in a few figures: held-out scores before and after, agreement, seconds."""
+    evals = folder.evals()
+    before, after = evals[0], evals[-1]
+    names = {
+        "pass_at_1": "pass_at_1", f"cons_at_{before['k']}": "cons_at_k", "length": "length",
+        "format": "format",
+    }  # fmt: skip
+    summary: dict[str, Any] = {"steps": after["step"], "num_problems": None}
+    summary["num_problems"] = before["overall"]["num_problems"]
+    for name, field in names.items():
+        for when, result in (("before", before), ("after", after)):
+            estimate = result["overall"][field]
+            summary[f"{name}_{when}"] = estimate["value"]
+            summary[f"{name}_{when}_interval"] = [estimate["low"], estimate["high"]]
+    for when, result in (("before", before), ("after", after)):
+        summary[f"greedy_{when}"] = result["greedy"]["pass_at_1"]["value"]
+    gaps = [line["sync_kl"] for line in folder.metrics() if line["sync_kl"] is not None]
+    summary["max_sync_kl"] = max(gaps, default=None)
+    summary["seconds_training"] = round(seconds_training, 1)
+    summary["seconds_total"] = round(time.monotonic() - began, 1)
+    return summary
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _said(metrics: dict[str, float | None]) -> str:
+    shown = {"reward": ".3f", "accuracy": ".3f", "length": ".1f", "sync_kl": ".1e"}
+    return " ".join(
+        f"{name} {metrics[name]:{form}}"
+        for name, form in shown.items()
+        if metrics.get(name) is not None
+    )
+
+
+def _headline(result: EvalResult) -> str:
+    figures = result.headline().items()
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures if value is not None)

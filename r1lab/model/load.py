@@ -12,6 +12,8 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,6 @@ def load_base(
     ~/.cache/r1lab), because vLLM reads folders. Raises RecipeError.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     dtype: torch.dtype = getattr(torch, settings.dtype)
     folder = resolve_folder(settings.path)
@@ -47,14 +48,42 @@ def load_base(
     config = load_config(folder, settings.path)
     tokenizer = _load_tokenizer(folder, settings.path)
     check_base(config, tokenizer, settings.path)
-    options: dict[str, Any] = {}
-    if getattr(config, "n_routed_experts", None) or getattr(config, "num_local_experts", None):
-        options["experts_implementation"] = None if torch.cuda.is_available() else "eager"
     with _unreadable(settings.path, "its weights do not load"):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, local_files_only=True, **options
-        )
+        model = load_model(folder, config, dtype)
     return model, tokenizer, folder
+
+
+def load_model(
+    source: Path | dict[str, torch.Tensor], config: PretrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model of `config`, its weights from a folder or from tensors by checkpoint name.
+
+    Raises ValueError where weights are missing, which transformers would draw at random.
+    """
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"transformers has no causal language model for {config.model_type!r}")
+    options: dict[str, Any] = {}
+    mixture = getattr(config, "n_routed_experts", None) or getattr(config, "num_local_experts", 0)
+    if mixture and not torch.cuda.is_available():
+        options["experts_implementation"] = "eager"
+    folder, weights = (None, source) if isinstance(source, dict) else (source, None)
+    with _without_progress_bars():
+        model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            folder,
+            config=config,
+            state_dict=weights,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"{len(missing)} weights are missing ({', '.join(missing[:3])}, ...)")
+    return model
 
 
 def shipped_models() -> dict[str, Path]:
@@ -68,7 +97,7 @@ def shipped_models() -> dict[str, Path]:
 
 
 def resolve_folder(path: str) -> Path:
-    """The local folder behind `model.path`: a folder, a shipped name, or a hub name (downloaded)."""
+    """The local folder behind `model.path`: a shipped name, a folder, or a hub name (fetched)."""
     shipped = shipped_models()
     if path in shipped:
         return shipped[path]
@@ -110,18 +139,17 @@ def check_base(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, pat
             f"model.path: {path!r} is V3-style with tied embeddings, which vLLM does not tie; "
             "save it with tie_word_embeddings=false and lm_head a copy of the embedding"
         )
-    if config.model_type == "deepseek_v3" and (
-        getattr(config, "topk_method", None) != "noaux_tc"
-    ):
+    routing = getattr(config, "topk_method", None)
+    if config.model_type == "deepseek_v3" and routing != "noaux_tc":
         # Without it vLLM makes no e_score_correction_bias and cannot load the router.
         raise RecipeError(
-            f"model.path: {path!r} lacks \"topk_method\": \"noaux_tc\" in its config.json "
-            f"(found {getattr(config, 'topk_method', None)!r}), which vLLM needs; add it"
+            f"model.path: {path!r} has topk_method {routing!r} in its config.json, and vLLM needs "
+            "'noaux_tc', which is what transformers computes; set it"
         )
     if tokenizer.eos_token_id is None:
         raise RecipeError(
-            f"model.path: {path!r} has a tokenizer without an end-of-sequence token, so no response "
-            "could end; set eos_token in its tokenizer_config.json"
+            f"model.path: {path!r} has a tokenizer without an end-of-sequence token, so no "
+            "response could end; set eos_token in its tokenizer_config.json"
         )
     if len(tokenizer) > config.vocab_size:
         raise RecipeError(
@@ -130,9 +158,7 @@ def check_base(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, pat
         )
 
 
-def end_tokens(
-    tokenizer: PreTrainedTokenizerBase, folder: Path | None = None
-) -> tuple[int, ...]:
+def end_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path | None = None) -> tuple[int, ...]:
     """The token ids that end a response: the tokenizer's, and those of generation_config.json."""
     from transformers import GenerationConfig
 
@@ -141,6 +167,20 @@ def end_tokens(
         ids = GenerationConfig.from_pretrained(folder).eos_token_id
         found |= set(ids) if isinstance(ids, list) else {ids}
     return tuple(sorted(token for token in found if token is not None))
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """A bar over the weights of a model that loads in a blink is noise."""
+    from transformers.utils import logging as hf_logging
+
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 class _unreadable:

@@ -23,7 +23,7 @@ class Sampler(Protocol):
     """
 
     version: int
-    """Of the weights it samples under: 0 for the folder it was built from, else of the last sync."""
+    """Of the weights it samples under: that of the last sync; 0: the folder it was built from."""
 
     max_model_len: int
     """Prompt and response together, at most, in tokens."""
@@ -61,9 +61,7 @@ def as_completion(
     tokens = tuple(token_ids)
     body = tokens[:-1] if tokens and tokens[-1] in end_tokens else tokens
     # Special tokens stay: the thinking tags may be such. No tidying of spaces: it rewrites text.
-    text = tokenizer.decode(
-        body, skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    text = tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     response = template.read(text)
     return Completion(
         token_ids=tokens,

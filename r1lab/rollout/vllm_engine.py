@@ -56,7 +56,7 @@ class VllmSampler:
     ) -> None:
         config = load_config(Path(model_folder), str(model_folder))
         _set_environment(config, attention)
-        with mends.process_state_kept():
+        with mends.process_state_kept(), mends.quiet_start():
             from vllm import LLM, envs
             from vllm.platforms import current_platform
 
@@ -194,7 +194,6 @@ class VllmSampler:
 def _set_environment(config: PretrainedConfig, attention: Attention) -> None:
     """vLLM's settings that exist only as environment variables."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if is_v3_style(config):
         fits = (config.kv_lora_rank, config.qk_rope_head_dim) == MLA_KERNEL_SHAPE

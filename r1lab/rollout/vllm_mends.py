@@ -1,4 +1,4 @@
-"""Everything in which vLLM (0.31, CPU build) must be mended before it samples V3-style models right.
+"""What must be mended in vLLM (0.31, CPU build) before it samples right and stays right.
 
 Each mend is one function that says what is wrong and why; `tests/parity/test_vllm_mends.py` shows
 for each that vLLM is wrong without it, and fails on the day a newer vLLM is not, so that the mend
@@ -7,7 +7,10 @@ can go. On a GPU only `drop_prefix_cache` does anything.
 
 from __future__ import annotations
 
+import os
 import random
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -112,6 +115,34 @@ def process_state_kept() -> Iterator[None]:
         torch.set_num_threads = set_num_threads
         if torch.get_num_threads() != num_threads:
             torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keep back what libraries print while vLLM is imported and an engine is built.
+
+    Part of it comes from C++ and progress bars, so the file descriptor itself is led away; when the
+    start fails, everything kept back is shown. VLLM_LOGGING_LEVEL, set by the user, shows it all.
+    """
+    if "VLLM_LOGGING_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    sys.stderr.flush()
+    kept_back, shown = tempfile.TemporaryFile(), os.dup(2)
+    os.dup2(kept_back.fileno(), 2)
+    try:
+        yield
+    except BaseException:
+        kept_back.seek(0)
+        os.write(shown, kept_back.read())
+        raise
+    finally:
+        sys.stderr.flush()
+        os.dup2(shown, 2)
+        os.close(shown)
+        kept_back.close()
+        del os.environ["VLLM_LOGGING_LEVEL"]
 
 
 def model_of(llm: LLM) -> torch.nn.Module:

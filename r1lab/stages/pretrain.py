@@ -167,13 +167,20 @@ def load_state(folder: Path, model: Any, optimizer: MasterAdamW) -> Progress:
     return Progress(**state["progress"])
 
 
+def forget_lines_after(path: Path, step: int) -> None:
+    """Take back what was logged after the state that a run goes on from: no line stands twice."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(f"{line}\n" for line in kept))
+
+
 def pretrain(recipe: PretrainRecipe) -> Path:
     """Run (or go on with) a pre-training; return the folder of the finished base."""
-    from r1lab.registry import resolve_callable
+    from r1lab.registry import resolve
 
     folder = Path(recipe.run_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    corpus = resolve_callable(recipe.corpus.source, key="corpus.source", default="load")(
+    corpus = resolve(recipe.corpus.source, "source", key="corpus.source")(
         seed=recipe.seed, **recipe.corpus.options
     )
     model, tokenizer = build_model(recipe), build_tokenizer()
@@ -182,6 +189,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay,
     )  # fmt: skip
     progress = load_state(folder, model, optimizer)
+    forget_lines_after(folder / "metrics.jsonl", progress.step)
     _loop(recipe, folder, model, tokenizer, optimizer, corpus, progress)
     from r1lab.stages.model_card import finish_base
 
@@ -216,7 +224,7 @@ def _loop(
             progress.tokens += rows.num_tokens
             progress.seconds = time.monotonic() - began
             bar.update(rows.num_tokens)
-            if progress.step % 20 == 0:
+            if progress.step % 20 == 0 or progress.tokens >= recipe.tokens:
                 share = counts / counts.sum(-1, keepdim=True)
                 line = {
                     "step": progress.step, "tokens": progress.tokens, "loss": loss.item(),

@@ -1,0 +1,327 @@
+"""A run folder: the files that a run writes and everything later reads.
+
+    recipe.yaml            the resolved recipe
+    metrics.jsonl          a line a step; nothing in it depends on the clock
+    timings.jsonl          a line a step: what does
+    rollouts/step-N.parquet  every sampled group with its verdicts
+    eval/step-N.json       evaluations, every sample kept
+    summary.json           the run in a few figures
+    checkpoints/           the trainer's own
+
+Lines are flushed one by one, whole files are put in place whole: what an interrupted run leaves can
+be read. `truncate` takes back what came after the step that a run resumes from, so that no line
+stands twice. Numbers are written with all their digits; what is not finite is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1lab.recipe_io import dump_resolved
+from r1lab.types import Fault, R1labError, Scored
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Row = dict[str, Any]
+
+_STEP = "step-{:06d}"
+
+
+class RunFolder:
+    """One run's folder. Only the main process writes; anyone reads."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Name the folder; nothing is made or read yet."""
+        self.path = Path(path)
+
+    def start(self, recipe: BaseModel, *, resume: bool = False) -> None:
+        """Make the folder for a run's first step and write its resolved recipe.
+
+        Raises R1labError where it holds a run already, unless `resume` says that an earlier try is
+        to be taken up: what that left is then taken back.
+        """
+        if not resume and (self.metrics_path.exists() or any(self.eval_path.glob("step-*"))):
+            raise R1labError(
+                f"output: {self.path} holds a run already; go on with --resume, or name another"
+            )
+        for part in (self.path, self.rollouts_path, self.eval_path):
+            part.mkdir(parents=True, exist_ok=True)
+        self.truncate(-1)
+        _write_whole(self.recipe_path, dump_resolved(recipe))
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of a run to be read; R1labError where there is none."""
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise R1labError(f"no run folder {folder.path}")
+        if not folder.metrics_path.exists() and not folder.recipe_path.exists():
+            raise R1labError(
+                f"{folder.path} is no run folder: it has neither recipe.yaml nor metrics.jsonl"
+            )
+        return folder
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timings_path(self) -> Path:
+        return self.path / "timings.jsonl"
+
+    @property
+    def rollouts_path(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def eval_path(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def curves_path(self) -> Path:
+        return self.path / "curves.png"
+
+    # -------------------------------------------------------------------------- writing
+
+    def log_metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add the line of a step to metrics.jsonl: {"step": step, ...}. No clock in `values`."""
+        _append_line(self.metrics_path, {"step": step, **values})
+
+    def log_timings(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add the line of a step to timings.jsonl: seconds by phase, tokens a second, memory."""
+        _append_line(self.timings_path, {"step": step, **values})
+
+    def write_rollouts(
+        self,
+        step: int,
+        scored: Sequence[Scored],
+        advantages: Sequence[Sequence[float | None]] | None = None,
+    ) -> None:
+        """Write every completion of a step with its verdict: rollouts/step-N.parquet.
+
+        `advantages` as `group_advantages` returns them, where they are to be seen.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = list(_rollout_rows(scored, advantages))
+        table = pa.Table.from_pylist(rows, schema=_rollout_schema())
+        path = self.rollouts_path / f"{_STEP.format(step)}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, path)
+
+    def write_eval(self, step: int, result: Mapping[str, Any]) -> Path:
+        """Write an evaluation (`EvalResult.as_dict()`) to eval/step-N.json; its path."""
+        path = self.eval_path / f"{_STEP.format(step)}.json"
+        _write_json(path, result, indent=None)
+        return path
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        _write_json(self.summary_path, values, indent=2)
+
+    def truncate(self, step: int) -> None:
+        """Take back everything after `step`, and a last line that was cut off while written.
+
+        Called before a run goes on from the checkpoint of `step`; -1 takes everything back, the
+        evaluation before the first step too.
+        """
+        for path in (self.metrics_path, self.timings_path):
+            if path.exists():
+                kept = [row for row in _read_lines(path) if row["step"] <= step]
+                _write_whole(path, "".join(_line(row) for row in kept))
+        for folder in (self.rollouts_path, self.eval_path):
+            for path in folder.glob("step-*"):
+                if path.suffix == ".tmp" or _step_of(path) > step:
+                    path.unlink()
+        self.summary_path.unlink(missing_ok=True)
+
+    # -------------------------------------------------------------------------- reading
+
+    def metrics(self) -> list[Row]:
+        """The lines of metrics.jsonl, by step; empty before the first."""
+        return _read_lines(self.metrics_path)
+
+    def timings(self) -> list[Row]:
+        """The lines of timings.jsonl, by step; empty before the first."""
+        return _read_lines(self.timings_path)
+
+    def rollout_steps(self) -> list[int]:
+        """Steps whose rollouts were kept, in order."""
+        return sorted(_step_of(path) for path in self.rollouts_path.glob("step-*.parquet"))
+
+    def rollouts(self, step: int) -> list[Row]:
+        """The completions of a step, in the order they were sampled; R1labError names those kept.
+
+        Columns as in `_rollout_schema`.
+        """
+        import pyarrow.parquet as pq
+
+        path = self.rollouts_path / f"{_STEP.format(step)}.parquet"
+        if not path.exists():
+            steps = self.rollout_steps()
+            kept = f"{steps[0]} to {steps[-1]}" if steps else "none"
+            raise R1labError(f"{self.path} has no rollouts of step {step}; kept: {kept}")
+        rows: list[Row] = pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+        return rows
+
+    def evals(self) -> list[Row]:
+        """The evaluations, by step, as `EvalResult.as_dict` made them."""
+        paths = sorted(self.eval_path.glob("step-*.json"), key=_step_of)
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+    def summary(self) -> Row:
+        """summary.json; empty where the run has not ended."""
+        if not self.summary_path.exists():
+            return {}
+        summary: Row = json.loads(self.summary_path.read_text(encoding="utf-8"))
+        return summary
+
+    def recipe(self) -> Row:
+        """recipe.yaml as plain values; empty where it is missing."""
+        import yaml
+
+        if not self.recipe_path.exists():
+            return {}
+        recipe: Row = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")) or {}
+        return recipe
+
+
+def _rollout_schema() -> Any:
+    """Columns of rollouts/*.parquet: one row a completion.
+
+    `group` numbers the groups of the step, `index` the completions of a group; `gold` is the
+    problem's answer, `answer` the response's; `score`, `parts` and `reason` are null or empty where
+    `fault` says how the machinery failed.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("group", pa.int32()),
+            ("index", pa.int32()),
+            ("problem_id", pa.string()),
+            ("source", pa.string()),
+            ("question", pa.string()),
+            ("gold", pa.string()),
+            ("prefix", pa.string()),
+            ("text", pa.string()),
+            ("thinking", pa.string()),
+            ("answer", pa.string()),
+            ("score", pa.float64()),
+            ("parts", pa.map_(pa.string(), pa.float64())),
+            ("reason", pa.string()),
+            ("fault", pa.string()),
+            ("advantage", pa.float64()),
+            ("finish_reason", pa.string()),
+            ("weight_version", pa.int32()),
+            ("length", pa.int32()),
+            ("token_ids", pa.list_(pa.int32())),
+        ]
+    )
+
+
+def _rollout_rows(
+    scored: Sequence[Scored], advantages: Sequence[Sequence[float | None]] | None
+) -> Iterable[Row]:
+    for group, of_group in enumerate(scored):
+        problem = of_group.rollout.problem
+        pairs = zip(of_group.rollout.completions, of_group.outcomes, strict=True)
+        for index, (completion, outcome) in enumerate(pairs):
+            fault = outcome if isinstance(outcome, Fault) else None
+            verdict = None if isinstance(outcome, Fault) else outcome
+            yield {
+                "group": group,
+                "index": index,
+                "problem_id": problem.id,
+                "source": problem.source,
+                "question": _encodable(problem.question),
+                "gold": _encodable(problem.answer),
+                "prefix": completion.prefix,
+                "text": _encodable(completion.text),
+                "thinking": _encodable(completion.thinking),
+                "answer": _encodable(completion.answer),
+                "score": verdict.score if verdict else None,
+                "parts": dict(verdict.parts) if verdict else {},
+                "reason": _encodable(verdict.reason) if verdict else "",
+                "fault": _encodable(f"{fault.kind}: {fault.detail}") if fault else None,
+                "advantage": None if advantages is None else advantages[group][index],
+                "finish_reason": completion.finish_reason,
+                "weight_version": completion.weight_version,
+                "length": len(completion.token_ids),
+                "token_ids": list(completion.token_ids),
+            }
+
+
+def _encodable(text: str | None) -> str | None:
+    """Lone surrogates, which UTF-8 cannot hold, become question marks."""
+    return None if text is None else text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-").partition(".")[0])
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _append_line(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8", errors="replace") as file:
+        file.write(_line(row))
+        file.flush()
+
+
+def _read_lines(path: Path) -> list[Row]:
+    """All whole lines; one that was cut off at the end is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+def _write_json(path: Path, values: Mapping[str, Any], indent: int | None) -> None:
+    text = json.dumps(_finite(values), ensure_ascii=False, allow_nan=False, indent=indent)
+    _write_whole(path, text + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Whole or not at all: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    # Not strict: a lone surrogate in a model's text must not stop a run.
+    temporary.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    """Null for NaN and infinity, which JSON lacks; plain numbers for NumPy's and torch's."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if not isinstance(value, str | int | type(None)) and callable(getattr(value, "item", None)):
+        return _finite(value.item())
+    return value

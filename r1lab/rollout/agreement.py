@@ -1,0 +1,154 @@
+"""Proof of weight sync: do sampler and trainer compute the same probabilities?
+
+Both give a log-prob to each sampled token. With r = p_trainer / p_sampler and tokens drawn from the
+sampler, k3 = r - 1 - log r is an unbiased estimate of KL(sampler || trainer) that is never negative
+(Schulman 2020, "Approximating KL divergence"). Under equal weights what remains is rounding, the
+floor; under unequal ones it is larger by orders of magnitude.
+
+Deviations from the plain mean of k3:
+1. A token's share is capped at `TOKEN_CAP` nats. Rounding now and then sends a token to another
+   expert, which moves its log-prob by up to 3: k3 is 21 then, and that one token of 20,000 would
+   pass for a fault. A real fault is broad, and stays far above the bound with the cap.
+2. The bound allows for chance where tokens are few (`SyncGuard.bound`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1lab.types import Completion, Prompts, RunStopped
+
+TOKEN_CAP = 1.0  # nats
+BOUND_OVER_FLOOR = 5.0
+# Of a single check of a healthy run, that chance alone passes the bound.
+CHANCE = 1e-5
+# Healthy models stay below 1e-3 in bfloat16; a wrong kernel or a wrong base is above 0.05.
+HIGHEST_FLOOR = 1e-2
+
+
+def k3_sum(logp_sampler: Tensor, logp_trainer: Tensor) -> Tensor:
+    """[sum of k3 over the tokens, capped; number of tokens], float64, to be added up freely.
+
+    Both arguments [M]: natural log-probs of the same sampled tokens, under the same temperature.
+    """
+    gap = (logp_trainer.double() - logp_sampler.double()).detach()
+    k3 = torch.expm1(gap) - gap
+    # A log-prob that is not a number is a fault as well, the broadest there is.
+    k3 = torch.nan_to_num(k3, nan=TOKEN_CAP, posinf=TOKEN_CAP).clamp(max=TOKEN_CAP)
+    return torch.stack([k3.sum(), k3.new_tensor(float(k3.numel()))])
+
+
+def k3_kl(logp_sampler: Tensor, logp_trainer: Tensor) -> float:
+    """The mean of `k3_sum`: KL(sampler || trainer) in nats per token."""
+    total, num_tokens = k3_sum(logp_sampler, logp_trainer).tolist()
+    return total / max(num_tokens, 1.0)
+
+
+@torch.no_grad()
+def both_logprobs(
+    model: Any,
+    prompts: Prompts,
+    groups: Sequence[Sequence[Completion]],
+    *,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The sampler's and the model's log-probs [M] of all sampled tokens of `groups`.
+
+    For measurements and tests: `model` is any causal LM of transformers, and the forward passes are
+    plain ones, padded on the right, independent of the trainer's.
+    """
+    rows = [
+        (prompt, completion)
+        for prompt, group in zip(prompts, groups, strict=True)
+        for completion in group
+    ]
+    rows.sort(key=lambda row: len(row[0]) + len(row[1].token_ids))
+    sampler, trainer = [], []
+    for start in range(0, len(rows), 64):
+        batch = rows[start : start + 64]
+        ids = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(prompt + completion.token_ids) for prompt, completion in batch],
+            batch_first=True,
+        ).to(model.device)  # [B, T]
+        logits = model(input_ids=ids).logits[:, :-1].float() / temperature
+        logprobs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].cpu()
+        for row, (prompt, completion) in zip(logprobs, batch, strict=True):
+            first = len(prompt) - 1
+            trainer.append(row[first : first + len(completion.token_ids)])
+            sampler.append(torch.tensor(completion.logprobs))
+    return torch.cat(sampler), torch.cat(trainer)
+
+
+class SyncGuard:
+    """Holds the floor and stops a run whose sampler has left its trainer.
+
+    The first check measures the floor (weights have just been synced then), the later ones are
+    held against the bound. `max_kl`, where given, is the bound, and nothing else is.
+    """
+
+    def __init__(self, max_kl: float | None = None) -> None:
+        self.max_kl = max_kl
+        self.floor: float | None = None
+        self.floor_tokens = 0
+
+    def bound(self, num_tokens: int) -> float:
+        """What the k3 estimate over `num_tokens` may reach: five times the floor, or more if few.
+
+        The mean of n independent shares in [0, TOKEN_CAP] whose expectation is the floor f passes
+        f + sqrt(2 f c l / n) + c l / (3 n), l = log(1 / CHANCE), with probability CHANCE at most
+        (Bernstein's inequality; a variance of at most f c). That is the resolution of a check: with
+        20,000 tokens and a floor of 4e-5 the bound is 4e-4, with 1,000 tokens 5e-3.
+        """
+        if self.max_kl is not None:
+            return self.max_kl
+        if self.floor is None:
+            return HIGHEST_FLOOR + _chance(HIGHEST_FLOOR, num_tokens)
+        # The floor was itself measured over no more than so many tokens.
+        reliable = min(num_tokens, self.floor_tokens)
+        return max(BOUND_OVER_FLOOR * self.floor, self.floor + _chance(self.floor, reliable))
+
+    def check(self, kl: float | None, num_tokens: int, version: int) -> None:
+        """Hold one step's estimate against the bound; None (no tokens) is let pass.
+
+        Raises RunStopped, which names the estimate, the bound and what to look at.
+        """
+        if kl is None or num_tokens == 0:
+            return
+        bound = self.bound(num_tokens)
+        if not kl <= bound:  # so that a NaN stops too
+            raise RunStopped(self._message(kl, bound, num_tokens, version))
+        if self.floor is None:
+            self.floor, self.floor_tokens = kl, num_tokens
+
+    def _message(self, kl: float, bound: float, num_tokens: int, version: int) -> str:
+        if self.max_kl is not None:
+            source = "algorithm.max_sync_kl"
+        elif self.floor is None:
+            source = "the highest plausible floor"
+        else:
+            source = f"from a floor of {self.floor:.2g} over {self.floor_tokens} tokens"
+        return (
+            f"sampler and trainer disagree at weight version {version}: KL {kl:.3g} over "
+            f"{num_tokens} sampled tokens, the bound is {bound:.2g} ({source}); the sampler does "
+            "not compute what is being trained (run scripts/measure_sync.py on this base, or try "
+            "sampling.engine: transformers)"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The measured floor."""
+        return {"floor": self.floor, "floor_tokens": self.floor_tokens}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        self.floor, self.floor_tokens = state["floor"], state["floor_tokens"]
+
+
+def _chance(expected: float, num_tokens: int) -> float:
+    """How far chance may carry a mean of `num_tokens` capped shares above its expectation."""
+    odds = TOKEN_CAP * math.log(1 / CHANCE) / max(num_tokens, 1)
+    return math.sqrt(2 * expected * odds) + odds / 3

@@ -1,0 +1,76 @@
+"""Building the sampler that a recipe names."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1lab.rollout.sampler import Sampler
+from r1lab.types import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from r1lab.rollout.vllm_engine import Attention
+
+ENGINES = ("vllm", "transformers")
+
+
+def build_sampler(
+    engine: str,
+    model_folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: str = "bfloat16",
+    max_model_len: int | None = None,
+    kv_cache_gib: float = 1.0,
+    gpu_memory_utilization: float = 0.45,
+    max_num_seqs: int = 512,
+    seed: int = 0,
+    attention: Attention = "auto",
+) -> Sampler:
+    """The sampler of `sampling.engine`, holding the weights in `model_folder` as version 0.
+
+    Nothing is put in an engine's place when it is missing: raises RecipeError. The last four
+    options but `max_num_seqs` and `seed` are vLLM's alone.
+    """
+    check_engine(engine)
+    if engine == "transformers":
+        from r1lab.rollout.hf_sampler import TransformersSampler
+
+        return TransformersSampler(
+            model_folder,
+            tokenizer,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            seed=seed,
+        )
+    from r1lab.rollout.vllm_engine import VllmSampler
+
+    return VllmSampler(
+        model_folder,
+        tokenizer,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        kv_cache_gib=kv_cache_gib,
+        gpu_memory_utilization=gpu_memory_utilization,
+        max_num_seqs=max_num_seqs,
+        seed=seed,
+        attention=attention,
+    )
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an engine that is unknown or not installed, without importing it."""
+    if engine not in ENGINES:
+        close = difflib.get_close_matches(engine, ENGINES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise RecipeError(f"sampling.engine: {engine!r} is not one of {', '.join(ENGINES)}{hint}")
+    if engine == "vllm" and find_spec("vllm") is None:
+        raise RecipeError(
+            "sampling.engine: 'vllm' is not installed; pip install 'r1lab[cpu]' (or 'r1lab[gpu]'), "
+            "or set sampling.engine to 'transformers' (slower)"
+        )

@@ -1,0 +1,175 @@
+"""The sampler for machines without vLLM: plain transformers with a key-value cache.
+
+Chosen by name (`sampling.engine: transformers`), never silently. It works for any causal LM that
+transformers has. Prompts are padded on the left, prefilled once a group, and finished rows leave
+the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from r1lab.model.load import end_tokens, load_config, load_model
+from r1lab.prompts import Template
+from r1lab.rollout.sampler import as_completion
+from r1lab.types import Completion, SamplingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TransformersSampler:
+    """A `Sampler` with its own copy of the model, at most `max_num_seqs` rows at a time."""
+
+    def __init__(
+        self,
+        model_folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dtype: str = "bfloat16",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 512,
+        seed: int = 0,
+    ) -> None:
+        folder = Path(model_folder)
+        self._config = load_config(folder, str(folder))
+        self._dtype = getattr(torch, dtype)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = load_model(folder, self._config, self._dtype).to(self._device).eval()
+        self.version = 0
+        allowed: int = self._config.max_position_embeddings
+        self.max_model_len = min(max_model_len or allowed, allowed)
+        self._max_num_seqs = max_num_seqs
+        self._tokenizer = tokenizer
+        self._end_tokens = end_tokens(tokenizer, folder)
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._generator = torch.Generator(self._device).manual_seed(seed)
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        settings: SamplingSettings,
+        *,
+        template: Template,
+    ) -> list[tuple[Completion, ...]]:
+        """See `Sampler.generate`."""
+        generator = self._generator
+        if settings.seed is not None:
+            generator = torch.Generator(self._device).manual_seed(settings.seed)
+        greedy = settings.temperature == 0
+        repeats = 1 if greedy else settings.num_samples
+        at_once = max(1, self._max_num_seqs // repeats)
+        groups = []
+        for start in range(0, len(prompts), at_once):
+            rows = self._sample(prompts[start : start + at_once], repeats, settings, generator)
+            done = [self._completion(*row, settings, template) for row in rows]
+            groups += [tuple(done[i : i + repeats]) for i in range(0, len(done), repeats)]
+        return [group * settings.num_samples for group in groups] if greedy else groups
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """See `Sampler.sync`."""
+        # Copies, because the trainer goes on changing its own tensors in place.
+        state = {name: tensor.detach().clone() for name, tensor in weights}
+        self._model = load_model(state, self._config, self._dtype).to(self._device).eval()
+        self.version = version
+
+    def close(self) -> None:
+        """See `Sampler.close`."""
+        del self._model
+
+    @torch.inference_mode()
+    def _sample(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        repeats: int,
+        settings: SamplingSettings,
+        generator: torch.Generator,
+    ) -> list[tuple[list[int], list[float]]]:
+        """Token ids and log-probs of `repeats` responses to each prompt, in order."""
+        ids, mask = self._pad_left(prompts)
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(repeats)
+        mask = mask.repeat_interleave(repeats, 0)
+        logits = output.logits[:, -1].repeat_interleave(repeats, 0)  # [B, V]
+        results: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(mask))]
+        rows = torch.arange(len(mask))  # those still running, as places in `results`
+        ends = torch.tensor(self._end_tokens, device=self._device)
+        for step in range(settings.max_tokens):
+            tokens, logprobs = _draw(logits, settings, generator)
+            for row, token, logprob in zip(
+                rows.tolist(), tokens.tolist(), logprobs.tolist(), strict=True
+            ):
+                results[row][0].append(token)
+                results[row][1].append(logprob)
+            running = ~torch.isin(tokens, ends)
+            if step + 1 == settings.max_tokens or not running.any():
+                break
+            if not running.all():
+                keep = running.nonzero()[:, 0]
+                cache.batch_select_indices(keep)
+                rows, mask, tokens = rows[keep.cpu()], mask[keep], tokens[keep]
+            positions = mask.sum(-1, keepdim=True)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
+            logits = self._model(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+        return results
+
+    def _pad_left(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, [P, T] each."""
+        longest = max(len(prompt) for prompt in prompts)
+        ids = [[self._pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        return torch.tensor(ids, device=self._device), torch.tensor(mask, device=self._device)
+
+    def _completion(
+        self,
+        token_ids: list[int],
+        logprobs: list[float],
+        settings: SamplingSettings,
+        template: Template,
+    ) -> Completion:
+        return as_completion(
+            token_ids,
+            logprobs if settings.logprobs else None,
+            "stop" if token_ids and token_ids[-1] in self._end_tokens else "length",
+            tokenizer=self._tokenizer,
+            template=template,
+            end_tokens=self._end_tokens,
+            version=self.version,
+        )
+
+
+def _draw(
+    logits: Tensor, settings: SamplingSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """logits [B, V] -> tokens [B] and their log-probs [B] in the distribution drawn from."""
+    logits = logits.float()
+    if settings.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    logprobs = (logits / settings.temperature).log_softmax(-1)
+    if settings.top_p < 1:
+        # Keep the smallest set of tokens whose probability reaches top_p.
+        ordered, places = logprobs.sort(descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()
+        outside = (before >= settings.top_p).scatter(-1, places, before >= settings.top_p)
+        logprobs = logprobs.masked_fill(outside, -torch.inf).log_softmax(-1)
+    tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)
+    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]

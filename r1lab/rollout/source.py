@@ -1,0 +1,152 @@
+"""The stream of rollouts: draws questions, asks the sampler for groups, carries weights to it.
+
+What the source gives at a step depends on (seed, position, rank) and the weights alone, so a run
+that goes on from a saved position goes on with the same rollouts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from r1lab.prompts import Template
+from r1lab.recipe import SamplingRecipe
+from r1lab.rollout.agreement import SyncGuard
+from r1lab.rollout.sampler import Sampler
+from r1lab.types import Problem, RecipeError, Rollout, RunStopped, SamplingSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+class Problems(Protocol):
+    """Endless problems by index, as `r1lab.problems` makes them."""
+
+    def __getitem__(self, index: int) -> Problem: ...
+
+
+class Weights(Protocol):
+    """What weights are taken from: the policy."""
+
+    version: int
+
+    def checkpoint_weights(self) -> Iterable[tuple[str, torch.Tensor]]: ...
+
+
+class RolloutSource:
+    """Groups of completions, `settings.questions_per_step` questions a step over all processes.
+
+    Of the questions of a step, the process of this `rank` draws every `world_size`-th: shares are
+    disjoint and, together, independent of how many processes there are. `max_sync_kl` bounds the
+    disagreement of sampler and trainer; None: from the floor, see `SyncGuard`.
+    """
+
+    def __init__(
+        self,
+        problems: Problems,
+        sampler: Sampler,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        settings: SamplingRecipe,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        max_sync_kl: float | None = None,
+    ) -> None:
+        if settings.questions_per_step % world_size:
+            raise RecipeError(
+                f"sampling.questions_per_step: {settings.questions_per_step} cannot be shared "
+                f"evenly by {world_size} processes; take a multiple of {world_size}"
+            )
+        self.sampler = sampler
+        self.guard = SyncGuard(max_sync_kl)
+        self._problems, self._tokenizer, self._template = problems, tokenizer, template
+        self._settings = settings
+        self._rank, self._world_size, self._seed = rank, world_size, seed
+        self._position = 0  # questions drawn so far, by all processes together
+
+    def start(self, policy: Weights) -> None:
+        """Give the sampler the policy's weights, whatever it was built with."""
+        self.sync(policy)
+
+    def next(self, version: int) -> list[Rollout]:
+        """This process's share of the next step's groups, under the weights of `version`."""
+        if self.sampler.version != version:
+            raise RunStopped(
+                f"the sampler holds weight version {self.sampler.version} and the trainer is at "
+                f"{version}: weights were not synced"
+            )
+        step = range(self._position, self._position + self._settings.questions_per_step)
+        problems = [self._problems[index] for index in step[self._rank :: self._world_size]]
+        prompts = [self.encode(self._template.prompt(problem.question)) for problem in problems]
+        self._check_fit(problems, prompts)
+        groups = self.sampler.generate(prompts, self._sampling(), template=self._template)
+        self._position = step.stop
+        return [
+            Rollout(problem, prompt, group)
+            for problem, prompt, group in zip(problems, prompts, groups, strict=True)
+        ]
+
+    def sync(self, policy: Weights) -> None:
+        """Carry the policy's weights to the sampler; exact when it returns."""
+        self.sampler.sync(policy.checkpoint_weights(), policy.version)
+
+    def check_agreement(self, kl: float | None, num_tokens: int) -> None:
+        """Hold the k3 estimate over this step's own tokens against the bound; may stop the run."""
+        self.guard.check(kl, num_tokens, self.sampler.version)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The token ids of a prompt, here and in evaluation."""
+        return encode_prompt(self._tokenizer, text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, and the floor that was measured."""
+        return {"position": self._position, "guard": self.guard.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a saved stream stood."""
+        self._position = state["position"]
+        self.guard.load_state_dict(state["guard"])
+
+    def close(self) -> None:
+        """Close the sampler."""
+        self.sampler.close()
+
+    def _sampling(self) -> SamplingSettings:
+        return SamplingSettings(
+            num_samples=self._settings.group_size,
+            temperature=self._settings.temperature,
+            top_p=self._settings.top_p,
+            max_tokens=self._settings.max_tokens,
+            logprobs=True,
+            seed=_seed(self._seed, self._position, self._rank),
+        )
+
+    def _check_fit(self, problems: list[Problem], prompts: list[tuple[int, ...]]) -> None:
+        longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+        needed = len(prompts[longest]) + self._settings.max_tokens
+        limit = self.sampler.max_model_len
+        if needed > limit:
+            raise RecipeError(
+                f"sampling.max_model_len: {limit} is too short for problem "
+                f"{problems[longest].id}: its prompt has {len(prompts[longest])} tokens, and "
+                f"sampling.max_tokens asks for {self._settings.max_tokens} more; raise it to "
+                f"{needed} or lower max_tokens"
+            )
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """A prompt as token ids, with the special tokens its tokenizer puts before it, none behind."""
+    ids = tokenizer(text)["input_ids"]
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    return tuple(ids)
+
+
+def _seed(*parts: int) -> int:
+    """A 63-bit seed that depends on the parts alone."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
