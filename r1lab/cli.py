@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = _options(parser, arguments)
     arguments, overrides = _split_overrides(arguments, known)
     options = parser.parse_args(arguments)
-    command: Command = options.run
+    command: Command = options.call
     debug = options.debug or os.environ.get("R1LAB_DEBUG", "0") not in ("", "0")
     try:
         if overrides and not options.takes_overrides:
@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
-    run: Command,
+    call: Command,
     summary: str,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
@@ -113,7 +113,7 @@ def _add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(call=call, takes_overrides=True)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -261,6 +261,7 @@ def _check(recipe: TrainRecipe, *, dry_run: bool) -> None:
     """Refuse what cannot run: rewards, problems, base, packages. Imports no torch."""
     from r1lab.model.load import resolve_folder
     from r1lab.registry import check_references, load_mixture
+    from r1lab.rollout.build import check_engine
 
     check_references(recipe)
     load_mixture(recipe.problems, "train")[0]
@@ -270,19 +271,12 @@ def _check(recipe: TrainRecipe, *, dry_run: bool) -> None:
     resolve_folder(recipe.model.path)
     if not dry_run:
         _check_installed("torch")
-        if recipe.sampling.engine == "vllm":
-            _check_installed("vllm")
+        check_engine(recipe.sampling.engine)
 
 
 def _check_installed(package: str) -> None:
-    if importlib.util.find_spec(package) is not None:
-        return
-    fix = "install r1lab's extra [cpu] or [gpu]"
-    if package == "vllm":
-        raise RecipeError(
-            f"sampling.engine: 'vllm' is not installed here; {fix}, or set it to 'transformers'"
-        )
-    raise RecipeError(f"{package} is not installed here; {fix}")
+    if importlib.util.find_spec(package) is None:
+        raise RecipeError(f"{package} is not installed here; install r1lab's extra [cpu] or [gpu]")
 
 
 def _on_a_hub(path: str) -> bool:

@@ -359,11 +359,7 @@ def _assign(tree: dict[str, Any], schema: type[BaseModel], key: str, value: Any)
             else:
                 below = node.get(part)
                 if below is None:
-                    below = (
-                        _default_at(schema, parts[: depth + 1])
-                        if parts[depth + 1].isdecimal()
-                        else {}
-                    )
+                    below = _default_list(schema, parts[: depth + 1])
                 node[part] = _copy(below)
                 node = node[part]
         else:
@@ -371,15 +367,14 @@ def _assign(tree: dict[str, Any], schema: type[BaseModel], key: str, value: Any)
             raise RecipeError(f"--{key}: {where} is a value ({show(node)}), not a section")
 
 
-def _default_at(schema: type[BaseModel], parts: Sequence[str]) -> Any:
-    """What the schema says about a key that the recipe leaves out: its default, or {}."""
+def _default_list(schema: type[BaseModel], parts: Sequence[str]) -> Any:
+    """What an override goes into where the recipe says nothing: the default list, or a section."""
     section: type[BaseModel] | None = schema
     for part in parts[:-1]:
         section = section_below(section, part)
     field = section.model_fields.get(parts[-1]) if section else None
-    if field is None or field.is_required():
-        return {}
-    return _plain(field.get_default(call_default_factory=True))
+    default = _plain(field.get_default(call_default_factory=True)) if field else None
+    return default if isinstance(default, list) else {}
 
 
 def _copy(value: Any) -> Any:

@@ -71,8 +71,9 @@ def mean_interval(values: Sequence[float], *, seed: int = 0) -> Estimate:
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    nan = np.full(numerator.shape, np.nan)
-    return np.divide(numerator, denominator, out=nan, where=denominator != 0)
+    ratio = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=ratio, where=denominator != 0)
+    return ratio
 
 
 def _estimate(value: np.float64, drawn: NDArray[np.float64], level: float) -> Estimate | None:

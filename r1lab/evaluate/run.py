@@ -248,6 +248,7 @@ def _sample(completion: Completion, outcome: Outcome, accuracy: str) -> Sample:
     fault = f"{outcome.kind}: {outcome.detail}" if isinstance(outcome, Fault) else None
     verdict = None if isinstance(outcome, Fault) else outcome
     part = verdict.parts.get(accuracy) if verdict else None
+    whole = read_response(completion.prefix + completion.text)
     return Sample(
         text=completion.text,
         answer=completion.answer,
@@ -258,7 +259,8 @@ def _sample(completion: Completion, outcome: Outcome, accuracy: str) -> Sample:
         fault=fault,
         length=len(completion.token_ids),
         finish_reason=completion.finish_reason,
-        well_formed=read_response(completion.prefix + completion.text).well_formed,
+        # As the format reward has it: what was cut off is not known to end there.
+        well_formed=whole.well_formed and completion.finish_reason != "length",
     )
 
 

@@ -42,7 +42,7 @@ _STYLE = {
 }
 
 
-def draw_curves(run: str | Path, output: str | Path | None = None) -> Path:
+def draw_curves(run: RunFolder | str | Path, output: str | Path | None = None) -> Path:
     """Draw a run's curves and return the picture's path (`curves.png` in the run folder).
 
     Works on a run that still goes. Raises R1labError where there is nothing to draw.
@@ -50,7 +50,7 @@ def draw_curves(run: str | Path, output: str | Path | None = None) -> Path:
     import matplotlib
     from matplotlib.figure import Figure
 
-    folder = RunFolder.open(run)
+    folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     metrics, evals = folder.metrics(), folder.evals()
     if not metrics and not evals:
         raise R1labError(f"{folder.path} has neither metrics nor evaluations yet")

@@ -20,13 +20,9 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from r1lab.recipe_io import dump_resolved
 from r1lab.types import Fault, R1labError, Scored
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 Row = dict[str, Any]
 
@@ -40,20 +36,13 @@ class RunFolder:
         """Name the folder; nothing is made or read yet."""
         self.path = Path(path)
 
-    def start(self, recipe: BaseModel, *, resume: bool = False) -> None:
-        """Make the folder for a run's first step and write its resolved recipe.
-
-        Raises R1labError where it holds a run already, unless `resume` says that an earlier try is
-        to be taken up: what that left is then taken back.
-        """
-        if not resume and (self.metrics_path.exists() or any(self.eval_path.glob("step-*"))):
-            raise R1labError(
-                f"output: {self.path} holds a run already; go on with --resume, or name another"
-            )
-        for part in (self.path, self.rollouts_path, self.eval_path):
+    @classmethod
+    def create(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that writes, made where it is missing."""
+        folder = cls(path)
+        for part in (folder.path, folder.rollouts_path, folder.eval_path):
             part.mkdir(parents=True, exist_ok=True)
-        self.truncate(-1)
-        _write_whole(self.recipe_path, dump_resolved(recipe))
+        return folder
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -143,8 +132,8 @@ class RunFolder:
     def truncate(self, step: int) -> None:
         """Take back everything after `step`, and a last line that was cut off while written.
 
-        Called before a run goes on from the checkpoint of `step`; -1 takes everything back, the
-        evaluation before the first step too.
+        Called before a run goes on from the checkpoint of `step`, or starts (0): then only the
+        evaluation before the first step may stay, until it is written again.
         """
         for path in (self.metrics_path, self.timings_path):
             if path.exists():

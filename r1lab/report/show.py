@@ -112,7 +112,7 @@ def _render_response(row: Row) -> RenderableType:
         verdict = f"score {row['score']:g}   {parts}"
     facts = f"{row['length']} tokens"
     if row["finish_reason"] != "stop":
-        facts += f", {row['finish_reason']}"
+        facts += ", cut off" if row["finish_reason"] == "length" else f", {row['finish_reason']}"
     if row["advantage"] is not None:
         facts += f", advantage {row['advantage']:+.2f}"
     line = Text.assemble((f"{mark} {verdict}", style), (f"   {facts}", "dim"))

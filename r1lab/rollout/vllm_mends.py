@@ -145,6 +145,22 @@ def quiet_start() -> Iterator[None]:
         del os.environ["VLLM_LOGGING_LEVEL"]
 
 
+def loadable_names(model: torch.nn.Module) -> set[str]:
+    """The names of the parameters that are loaded, not derived.
+
+    MLA's absorbed matrices (W_UK_T, W_UV) are parameters too; vLLM computes them anew at each load.
+    """
+    from vllm.model_executor.layers.attention import is_deferred_attention_layer
+
+    derived = {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if is_deferred_attention_layer(module)
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
+    return {name for name, _ in model.named_parameters()} - derived
+
+
 def model_of(llm: LLM) -> torch.nn.Module:
     """The model inside an engine that runs in process."""
     return model_runner_of(llm).get_model()

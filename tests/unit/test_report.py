@@ -12,6 +12,7 @@ from records import completion, problem
 from rich.console import Console
 
 from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
+from r1lab.recipe_io import dump_resolved
 from r1lab.report.curves import draw_curves, running_mean
 from r1lab.report.metrics import RunFolder
 from r1lab.report.show import show
@@ -25,8 +26,8 @@ RECIPE = TrainRecipe(
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    folder.start(RECIPE)
+    folder = RunFolder.create(tmp_path / "run")
+    folder.recipe_path.write_text(dump_resolved(RECIPE))
     return folder
 
 
@@ -121,25 +122,14 @@ def test_truncate_takes_back_what_came_later(run: RunFolder) -> None:
 
 def test_metrics_of_a_resumed_run_equal_byte_for_byte(tmp_path: Path) -> None:
     values = {1: 0.1, 2: 1 / 3, 3: 2e-17}
-    straight, resumed = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")
+    straight, resumed = RunFolder.create(tmp_path / "a"), RunFolder.create(tmp_path / "b")
     for folder in (straight, resumed):
-        folder.start(RECIPE)
         for step, value in values.items():
             folder.log_metrics(step, {"reward": value, "none": None})
     resumed.truncate(1)
     for step in (2, 3):
         resumed.log_metrics(step, {"reward": values[step], "none": None})
     assert resumed.metrics_path.read_bytes() == straight.metrics_path.read_bytes()
-
-
-def test_a_run_is_not_written_over(run: RunFolder) -> None:
-    RunFolder(run.path).start(RECIPE)  # nothing in it yet
-    run.log_metrics(1, {"reward": 0.0})
-    with pytest.raises(R1labError, match=r"output: .*run holds a run already; .*--resume"):
-        RunFolder(run.path).start(RECIPE)
-    run.write_eval(0, evaluation(0, 0.5))
-    RunFolder(run.path).start(RECIPE, resume=True)
-    assert run.metrics() == run.evals() == []
 
 
 def test_no_run_folder(tmp_path: Path) -> None:
@@ -230,7 +220,7 @@ def test_curves_of_a_whole_run_and_of_a_young_one(run: RunFolder) -> None:
     picture = draw_curves(run.path)
     assert picture.read_bytes().startswith(b"\x89PNG")
     first = picture.read_bytes()
-    assert draw_curves(run.path).read_bytes() == first  # the same run, the same picture
+    assert draw_curves(run).read_bytes() == first  # the same run, the same picture
 
 
 def test_eval_json_has_no_nan(run: RunFolder) -> None:

@@ -1,0 +1,121 @@
+"""Whole short runs with real vLLM, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHORT = (
+    "--steps=3", "--sampling.questions_per_step=4", "--sampling.group_size=4",
+    "--evaluation.num_problems=8", "--evaluation.num_samples=4", "--evaluation.every=0",
+    "--checkpoints.every=1", "--sampling.max_tokens=48",
+)  # fmt: skip
+
+
+def r1lab(*arguments, launch=(), check=True, cwd=ROOT):
+    """Run the command as a user would, in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *launch, "r1lab", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+    if check:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def train(folder, *more, **options):
+    return r1lab("train", "recipes/quickstart.yaml", f"--output={folder}", *SHORT, *more, **options)
+
+
+def lines(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    train(folder)
+    return folder
+
+
+def test_a_run_leaves_everything_the_design_promises(whole_run):
+    summary = json.loads((whole_run / "summary.json").read_text())
+    for figure in ("pass_at_1", "cons_at_4", "length", "greedy", "format"):
+        assert 0 <= summary[f"{figure}_before"] and 0 <= summary[f"{figure}_after"]
+    assert 0 <= summary["max_sync_kl"] < 1e-2
+    assert summary["seconds_training"] < summary["seconds_total"]
+    assert [line["step"] for line in lines(whole_run)] == [1, 2, 3]
+    assert not any("second" in key for line in lines(whole_run) for key in line)
+    assert {"rollout", "reward", "update", "sync"} <= set(lines(whole_run, "timings.jsonl")[0])
+    assert len(list((whole_run / "rollouts").glob("*.parquet"))) == 3
+    assert len(list((whole_run / "eval").glob("*.json"))) == 2
+    assert (whole_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((whole_run / "tracking").rglob("events.out.tfevents.*"))
+    assert {p.name for p in (whole_run / "checkpoints").iterdir()} == {"step-2", "step-3"}
+
+
+def test_the_trained_model_loads_with_plain_transformers(whole_run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = whole_run / "checkpoints" / "step-3" / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.model_type == "deepseek_v3" and tokenizer.eos_token_id is not None
+
+
+def test_samples_can_be_read_in_the_terminal(whole_run):
+    shown = r1lab("show", whole_run, "--num", "1").stdout
+    assert "User" not in shown.splitlines()[0]
+    assert any(word in shown for word in ("accuracy", "right", "wrong", "no answer"))
+
+
+def test_the_same_seed_gives_the_same_run(whole_run, tmp_path):
+    train(tmp_path / "again")
+    assert lines(tmp_path / "again") == lines(whole_run)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, tmp_path):
+    import shutil
+
+    cut = tmp_path / "cut"
+    shutil.copytree(whole_run, cut)
+    shutil.rmtree(cut / "checkpoints" / "step-3")
+    refused = train(cut, check=False)
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    train(cut, "--resume")
+    assert lines(cut) == lines(whole_run)
+    before, after = (
+        json.loads((folder / "summary.json").read_text()) for folder in (whole_run, cut)
+    )
+    for clock in ("seconds_training", "seconds_total"):
+        del before[clock], after[clock]
+    assert before == after
+
+
+def test_lora_trains_attention_dense_and_experts(tmp_path):
+    train(tmp_path / "lora", "--model.lora={rank: 4}", "--optimizer.learning_rate=2e-3")
+    steps = lines(tmp_path / "lora")
+    assert len(steps) == 3 and all(line["sync_kl"] < 1e-2 for line in steps if line["sync_kl"])
+
+
+def test_two_processes_share_the_questions_and_agree(tmp_path):
+    config = ROOT / "recipes" / "accelerate" / "two_processes_cpu.yaml"
+    train(tmp_path / "two", launch=("accelerate.commands.launch", f"--config_file={config}", "-m"))
+    steps = lines(tmp_path / "two")
+    assert [line["responses"] for line in steps] == [16, 16, 16]
+    assert all(line["sync_kl"] < 1e-2 for line in steps if line["sync_kl"])
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert summary["num_problems"] == 8
+
+
+def test_dr_grpo_with_minibatches_and_the_transformers_sampler(tmp_path):
+    train(
+        tmp_path / "dr", "--algorithm.loss=dr_grpo", "--algorithm.advantage=mean_only",
+        "--algorithm.num_minibatches=2", "--sampling.engine=transformers",
+        "--model.dtype=float32", "--steps=2",
+    )  # fmt: skip
+    assert all(line["sync_kl"] < 1e-4 for line in lines(tmp_path / "dr") if line["sync_kl"])
