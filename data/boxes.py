@@ -61,7 +61,9 @@ _WORDS = {
 _NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight"}
 
 
-def _draw(rng: random.Random, boxes: tuple[int, int], moves: tuple[int, int]) -> tuple[Stack, list[Move]]:
+def _draw(
+    rng: random.Random, boxes: tuple[int, int], moves: tuple[int, int]
+) -> tuple[Stack, list[Move]]:
     start = tuple(rng.sample(COLOURS, rng.randint(*boxes)))
     stack, chosen = start, []
     for _ in range(rng.randint(*moves)):

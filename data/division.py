@@ -66,8 +66,10 @@ def guess(problem: Problem, rng: random.Random) -> str:
     divisor = problem.metadata["divisor"]
     quotient, remainder = divmod(problem.metadata["dividend"], divisor)
     off = rng.choice([-10, -2, -1, 1, 2, 10])
-    return f"{max(quotient + off, 0)} r {rng.randrange(divisor)}" if rng.random() < 0.7 else (
-        f"{quotient} r {(remainder + rng.randint(1, divisor - 1)) % divisor}"
+    return (
+        f"{max(quotient + off, 0)} r {rng.randrange(divisor)}"
+        if rng.random() < 0.7
+        else (f"{quotient} r {(remainder + rng.randint(1, divisor - 1)) % divisor}")
     )
 
 

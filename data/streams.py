@@ -107,9 +107,7 @@ class Work:
     recheck_rate: float = 0.0
     lines: list[str] = field(default_factory=list)
 
-    def step(
-        self, right: T, render: Callable[[T], str], wrong: Callable[[random.Random], T]
-    ) -> T:
+    def step(self, right: T, render: Callable[[T], str], wrong: Callable[[random.Random], T]) -> T:
         """Write one step; return the value that the work goes on with."""
         if self.rng.random() < self.slip_rate:
             slipped = wrong(self.rng)
@@ -126,5 +124,11 @@ class Work:
 
 def slipped_number(value: int, rng: random.Random) -> int:
     """A wrong result as a tired person writes it: one off, ten off, or another last digit."""
-    candidates = [value + 1, value - 1, value + 10, value - 10, value - value % 10 + rng.randrange(10)]
+    candidates = [
+        value + 1,
+        value - 1,
+        value + 10,
+        value - 10,
+        value - value % 10 + rng.randrange(10),
+    ]
     return rng.choice([c for c in candidates if c >= 0 and c != value])

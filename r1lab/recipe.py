@@ -58,7 +58,9 @@ class ProblemSettings(Section):
     """What is asked, in training and in evaluation."""
 
     sources: tuple[SourceSettings, ...] = Field(min_length=1)
-    seed: int = Field(0, description="of the problem streams; held-out problems do not depend on it")
+    seed: int = Field(
+        0, description="of the problem streams; held-out problems do not depend on it"
+    )
 
 
 class RewardSettings(Section):
@@ -132,7 +134,9 @@ class OptimizerSettings(Section):
 class EvaluationSettings(Section):
     """Held-out problems, before, during and after."""
 
-    every: NonNegative = Field(10, description="steps between evaluations; 0: before and after only")
+    every: NonNegative = Field(
+        10, description="steps between evaluations; 0: before and after only"
+    )
     num_problems: Positive = 200
     num_samples: Positive = Field(16, description="k samples of each problem")
     temperature: float = Field(1.0, gt=0)

@@ -14,7 +14,9 @@ import torch
 _NAME = re.compile(r"step-(\d+)")
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, rank: int, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], *, rank: int, keep: int
+) -> Path:
     """Write one process's state of `step`; the main process (rank 0) also clears old checkpoints.
 
     Each process writes its own file under a temporary name, synced and then renamed, so that a

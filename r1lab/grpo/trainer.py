@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from r1lab.evaluate import Asked, EvalResult, ask, judge
+from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.checkpoint import (
     newest_checkpoint,
     random_states,
@@ -25,9 +26,9 @@ from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
 from r1lab.recipe_io import dump_resolved
 from r1lab.registry import load_mixture
-from r1lab.report.metrics import RunFolder
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.source import RolloutSource
+from r1lab.run_folder import RunFolder
 from r1lab.types import R1labError
 from r1lab.verify import Verifiers
 
@@ -166,7 +167,9 @@ class Run:
         self.folder.log_timings(
             self.step, {**result.seconds, "total": total, "tokens_per_second": tokens / total}
         )
-        self.folder.write_rollouts(self.step, scored)
+        self.folder.write_rollouts(
+            self.step, scored, group_advantages(scored, self.recipe.algorithm.advantage)
+        )
         self.accelerator.log(
             {name: value for name, value in result.metrics.items() if value is not None},
             step=self.step,
@@ -234,15 +237,7 @@ class Run:
         self.seconds_training = state["seconds_training"]
 
     def _sum_up(self) -> None:
-        from r1lab.report.curves import draw_curves
-
         self.folder.write_summary(summary_of(self.folder, self.seconds_training, self.began))
-        draw_curves(self.folder)
-        tqdm.write(
-            f"\n{self.folder.path}: summary.json, curves.png, rollouts/, eval/; the model lies in "
-            f"{self.folder.checkpoints_path / f'step-{self.step}' / 'model'}\n"
-            f"read its samples with: r1lab show {self.folder.path}"
-        )
 
 
 def summary_of(folder: RunFolder, seconds_training: float, began: float) -> dict[str, Any]:

@@ -47,9 +47,9 @@ class ExpertLoad:
             chosen = output[2]  # [tokens, top_k]
             if self.mask is not None:
                 chosen = chosen[self.mask.view(-1)]
-            self.counts[layer] += torch.bincount(
-                chosen.reshape(-1), minlength=self.counts.shape[1]
-            ).double().cpu()
+            self.counts[layer] += (
+                torch.bincount(chosen.reshape(-1), minlength=self.counts.shape[1]).double().cpu()
+            )
 
         return hook
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1lab.report.metrics import Row, RunFolder
 from r1lab.report.text import printable
+from r1lab.run_folder import Row, RunFolder
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:

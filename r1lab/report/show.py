@@ -14,8 +14,8 @@ from rich.rule import Rule
 from rich.text import Text
 
 from r1lab.prompts import THINK_CLOSE
-from r1lab.report.metrics import Row, RunFolder
 from r1lab.report.text import printable
+from r1lab.run_folder import Row, RunFolder
 from r1lab.types import R1labError
 
 

@@ -63,9 +63,7 @@ def final_loss(folder: Path) -> float:
 
 
 @torch.no_grad()
-def expert_load_by_kind(
-    model: Any, tokenizer: Any, corpus: Any
-) -> dict[str, torch.Tensor]:
+def expert_load_by_kind(model: Any, tokenizer: Any, corpus: Any) -> dict[str, torch.Tensor]:
     """Share of tokens each expert gets, [layers, experts], over all and by kind of problem.
 
     Documents are those of the corpus far behind what was trained on.

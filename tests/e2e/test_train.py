@@ -44,7 +44,7 @@ def whole_run(tmp_path_factory):
 def test_a_run_leaves_everything_the_design_promises(whole_run):
     summary = json.loads((whole_run / "summary.json").read_text())
     for figure in ("pass_at_1", "cons_at_4", "length", "greedy", "format"):
-        assert 0 <= summary[f"{figure}_before"] and 0 <= summary[f"{figure}_after"]
+        assert summary[f"{figure}_before"] >= 0 and summary[f"{figure}_after"] >= 0
     assert 0 <= summary["max_sync_kl"] < 1e-2
     assert summary["seconds_training"] < summary["seconds_total"]
     assert [line["step"] for line in lines(whole_run)] == [1, 2, 3]

@@ -40,7 +40,9 @@ def test_a_problem_depends_on_seed_and_index_alone(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_train_and_test_are_disjoint(name):
-    train = {TASKS[name].load("train", seed=seed)[i].question for seed in (0, 1) for i in range(800)}
+    train = {
+        TASKS[name].load("train", seed=seed)[i].question for seed in (0, 1) for i in range(800)
+    }
     test = {TASKS[name].load("test", seed=seed)[i].question for seed in (0, 1) for i in range(400)}
     assert not train & test
     assert all(is_held_out(question) for question in test)
@@ -49,7 +51,10 @@ def test_train_and_test_are_disjoint(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_forms_ask_the_same_problem(name):
-    compact, words = TASKS[name].load("test", seed=1), TASKS[name].load("test", seed=1, form="words")
+    compact, words = (
+        TASKS[name].load("test", seed=1),
+        TASKS[name].load("test", seed=1, form="words"),
+    )
     for i in range(50):
         assert compact[i].answer == words[i].answer
         assert compact[i].metadata == words[i].metadata

@@ -14,9 +14,9 @@ from rich.console import Console
 from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
 from r1lab.recipe_io import dump_resolved
 from r1lab.report.curves import draw_curves, running_mean
-from r1lab.report.metrics import RunFolder
 from r1lab.report.show import show
 from r1lab.report.text import printable
+from r1lab.run_folder import RunFolder
 from r1lab.types import Fault, R1labError, Rollout, Scored, Verdict
 
 RECIPE = TrainRecipe(
