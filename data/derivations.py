@@ -17,7 +17,10 @@ SEPARATOR = " "
 _LARGEST = 99
 _SHAPES = {
     2: ("a o b o c", "( a o b ) * c", "a * ( b o c )", "a o ( b o c )"),
-    3: ("( a o b ) * c o d", "a * b o c * d", "( a o b ) * ( c o d )", "a o b * c o d", "a * ( b o c ) o d"),
+    3: (
+        "( a o b ) * c o d", "a * b o c * d", "( a o b ) * ( c o d )", "a o b * c o d",
+        "a * ( b o c ) o d",
+    ),
 }  # fmt: skip
 
 
@@ -41,7 +44,7 @@ def next_reduction(tokens: list[str]) -> tuple[int, int] | None:
         inner = next_reduction(tokens[start + 1 : end])
         assert inner is not None
         return start + 1 + inner[0], inner[1]
-    signs = [i for i in range(1, len(tokens), 2)]
+    signs = range(1, len(tokens), 2)
     place = next((i for i in signs if tokens[i] == "*"), signs[0])
     return place - 1, 3
 

@@ -56,7 +56,7 @@ def solve(problem: Problem, work: Work) -> str:
 
 
 def _slip(right: tuple[int, int], divisor: int, rng: random.Random) -> tuple[int, int]:
-    quotient, remainder = right
+    quotient = right[0]
     options = [(q, r) for q in (quotient - 1, quotient, quotient + 1) for r in range(divisor)]
     return rng.choice([(q, r) for q, r in options if 0 <= q <= 9 and (q, r) != right])
 

@@ -1,4 +1,4 @@
-"""What every generated problem source shares: a deterministic stream, and the work behind an answer.
+"""What every generated problem source shares: a deterministic stream, and work written down.
 
 A problem depends on (seed, index) alone. Whether it is held out depends on its question alone: a
 hash puts a tenth of all possible questions into the test split, for every seed and every run, and a

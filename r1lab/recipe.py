@@ -134,9 +134,7 @@ class OptimizerSettings(Section):
 class EvaluationSettings(Section):
     """Held-out problems, before, during and after."""
 
-    every: NonNegative = Field(
-        10, description="steps between evaluations; 0: before and after only"
-    )
+    every: NonNegative = Field(10, description="steps between them; 0: before and after only")
     num_problems: Positive = 200
     num_samples: Positive = Field(16, description="k samples of each problem")
     temperature: float = Field(1.0, gt=0)

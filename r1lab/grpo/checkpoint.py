@@ -44,7 +44,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path, num_processes: int) -> tuple[int, Path] | None:
-    """(step, folder) of the newest checkpoint that every process has written; None: there is none."""
+    """(step, folder) of the newest checkpoint that every process has written, or None."""
     for path in reversed(list_checkpoints(folder)):
         if all((path / f"rank-{rank}.pt").exists() for rank in range(num_processes)):
             return int(path.name.removeprefix("step-")), path

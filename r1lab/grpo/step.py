@@ -1,4 +1,4 @@
-"""One step of reinforcement learning, top to bottom as the algorithm (arXiv 2501.12948, section 2)."""
+"""One step of reinforcement learning, in the order of the paper (arXiv 2501.12948, section 2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from r1lab.verify import Verifiers
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step leaves: its scored groups (this process's), figures over all processes, seconds."""
+    """What a step leaves: this process's scored groups, figures over all processes, seconds."""
 
     scored: list[Scored]
     metrics: dict[str, float | None]

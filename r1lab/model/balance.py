@@ -19,8 +19,8 @@ def routers(model: torch.nn.Module) -> list[torch.nn.Module]:
 class ExpertLoad:
     """Counts how many tokens each expert of each layer gets, while it is attached.
 
-    Use as a context manager around forward passes. `mask` (set before a forward, [B * T] bool) leaves
-    padding out of the count.
+    Use as a context manager around forward passes. `mask` (set before a forward, [B, T] bool)
+    leaves padding out of the count.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -30,7 +30,7 @@ class ExpertLoad:
         self.counts = torch.zeros(len(self.routers), self._num_experts(), dtype=torch.float64)
 
     def _num_experts(self) -> int:
-        return self.routers[0].e_score_correction_bias.numel() if self.routers else 0
+        return _bias(self.routers[0]).numel() if self.routers else 0
 
     def __enter__(self) -> ExpertLoad:
         for layer, router in enumerate(self.routers):
@@ -64,5 +64,11 @@ def update_router_bias(model: torch.nn.Module, counts: torch.Tensor, speed: floa
     """Move each expert's bias by `speed` towards an even load; counts [layers, experts]."""
     for router, load in zip(routers(model), counts, strict=True):
         direction = torch.sign(load.mean() - load)
-        bias = router.e_score_correction_bias
+        bias = _bias(router)
         bias += speed * direction.to(bias)
+
+
+def _bias(router: torch.nn.Module) -> torch.Tensor:
+    bias = router.e_score_correction_bias
+    assert isinstance(bias, torch.Tensor)
+    return bias

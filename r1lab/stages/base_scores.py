@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def score_base(folder: Path, recipe: PretrainRecipe) -> dict[str, Any]:
         sources = ProblemSettings(sources=(SourceSettings(source=kind),))
         problems = load_mixture(sources, "test", settings.seed).distinct(recipe.card_problems)
         result = evaluate(
-            sampler, problems, verifiers, encode=lambda text: encode_prompt(tokenizer, text), template=template,
+            sampler, problems, verifiers, encode=partial(encode_prompt, tokenizer), template=template,
             settings=settings, max_tokens=MAX_TOKENS, greedy=True,
         )  # fmt: skip
         figures = result.headline()

@@ -90,7 +90,7 @@ def _load_of(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
 
 
 def load_distances(loads: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Total variation between each kind's expert load and that over all, mean over layers, 0 to 1."""
+    """Total variation (0 to 1) of each kind's expert load from that over all, mean over layers."""
     return {
         name: round(float((load - loads["all"]).abs().sum(-1).mean() / 2), 4)
         for name, load in loads.items()

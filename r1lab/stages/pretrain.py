@@ -67,7 +67,8 @@ class PackedCorpus:
         Rows are (token ids, prompt tokens) lists. What no row has room for is dropped: the next
         pool starts at the next document, so that a state is one number.
         """
-        length, rows = self.recipe.row_length, [[] for _ in range(_POOL)]
+        length = self.recipe.row_length
+        rows: list[list[tuple[list[int], int]]] = [[] for _ in range(_POOL)]
         room = [length] * _POOL
         misses = 0
         while misses < 8:
@@ -106,7 +107,7 @@ class PackedCorpus:
 
 @dataclass
 class Progress:
-    """Where a pre-training run stands; with the weights and the optimiser, all it needs to go on."""
+    """Where a pre-training run stands; with weights and optimiser, all that it needs to go on."""
 
     step: int = 0
     tokens: int = 0
