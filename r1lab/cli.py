@@ -192,8 +192,26 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
         return 0
     from r1lab.grpo.trainer import train
 
-    train(recipe, resume=options.resume)
+    try:
+        folder = train(recipe, resume=options.resume)
+    finally:
+        # Also of a run that stopped: its curves are where one looks first.
+        if _rank() == 0:
+            _draw(Path(recipe.run_folder))
+    if _rank() == 0:
+        model = folder / "checkpoints" / f"step-{recipe.steps}" / "model"
+        print(f"{folder}: summary.json, curves.png, rollouts/, eval/; the trained model is {model}")
+        print(f"read samples with: r1lab show {folder}")
     return 0
+
+
+def _draw(folder: Path) -> None:
+    from r1lab.report.curves import draw_curves
+    from r1lab.run_folder import RunFolder
+
+    run = RunFolder(folder)
+    if run.metrics() or run.evals():
+        draw_curves(run)
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:

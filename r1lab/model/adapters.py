@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,11 +47,28 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> P
         target_parameters=parameters or None,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(), _targets_taken_literally():
         torch.manual_seed(seed)
-        # peft looks for expert patterns among module names, and they are parameters.
-        warnings.filterwarnings("ignore", message=r".*_pattern keys did not match any targeted")
         return get_peft_model(model, config)
+
+
+@contextmanager
+def _targets_taken_literally() -> Iterator[None]:
+    """Keep peft (0.21) from rewriting the targets of mixtures of experts.
+
+    It takes every gate_proj, up_proj and down_proj for an expert of old, and puts an adapter of
+    twice the rank on the fused experts in its place: dense layers and shared experts would go
+    without adapters, and experts would get them unasked.
+    """
+    from peft.utils import transformers_weight_conversion as peft_conversion
+
+    name = "convert_peft_config_for_transformers"
+    rewrite = getattr(peft_conversion, name)
+    setattr(peft_conversion, name, lambda *args, **kwargs: None)
+    try:
+        yield
+    finally:
+        setattr(peft_conversion, name, rewrite)
 
 
 def _targets(model: PreTrainedModel, settings: LoraSettings) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -83,6 +83,8 @@ def save_checkpoint_folder(
         for name, tensor in checkpoint_weights(model)
     }
     save_torch_state_dict(weights, folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # as the other files; they are written for the owner alone
     config = base.config
     config.architectures = [type(base).__name__]
     config.dtype = base.dtype
@@ -100,7 +102,7 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
-def _add_delta(module: nn.Module, adapter: str, weight: Tensor) -> Tensor:
+def _add_delta(module: Any, adapter: str, weight: Tensor) -> Tensor:
     """weight + alpha / r * B A, in float32 and rounded once, into a new tensor."""
     if getattr(module, "num_experts", 1) > 1:
         # The trainer's forward folds the update into the fused experts in their own precision;
@@ -112,6 +114,6 @@ def _add_delta(module: nn.Module, adapter: str, weight: Tensor) -> Tensor:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered, any other as it is; detached."""
-    gather = getattr(tensor, "full_tensor", None)
-    return (gather() if gather is not None else tensor).detach()
+    """A sharded tensor (DTensor) gathered, any other as it is; detached."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered.detach()

@@ -1,6 +1,6 @@
 """The same function in DeepSeek-V3's own attention shape, for kernels that know no other.
 
-vLLM's kernel for latent attention (MLA) on the CPU takes a latent of 512 and a rotary part of 64 and
+vLLM's kernel for latent attention (MLA) on the CPU takes a latent of 512 and a rotary part of 64,
 nothing else. A narrower model is padded with zeros to that shape here, and computes what it did:
 
 * latent: new rows of the down-projection are zero, and so are the columns that would read them.

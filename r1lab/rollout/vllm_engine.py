@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -29,7 +29,6 @@ Attention = Literal["auto", "mla", "decompressed"]
 
 # The one shape of latent attention that vLLM has kernels for, DeepSeek-V3's own.
 MLA_KERNEL_SHAPE = (512, 64)  # kv_lora_rank, qk_rope_head_dim
-_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class VllmSampler:
@@ -63,13 +62,13 @@ class VllmSampler:
             envs.disable_envs_cache()  # an earlier engine of this process may have frozen them
             mends.before_build()
             on_cpu = current_platform.is_cpu()
-            memory = (
-                {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
-                if on_cpu
-                else {"gpu_memory_utilization": gpu_memory_utilization}
-            )
-            if all(name in os.environ for name in _LAUNCHED):
-                memory["distributed_executor_backend"] = "external_launcher"
+            options: dict[str, Any] = {}
+            if on_cpu:
+                options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
+            else:
+                options["gpu_memory_utilization"] = gpu_memory_utilization
+            if _launched():
+                options["distributed_executor_backend"] = "external_launcher"
             self.llm = LLM(
                 str(model_folder),
                 skip_tokenizer_init=True,
@@ -80,7 +79,7 @@ class VllmSampler:
                 logprobs_mode="processed_logprobs",
                 enforce_eager=on_cpu,
                 seed=seed,
-                **memory,
+                **options,
             )
         self.version = 0
         self.max_model_len: int = self.llm.model_config.max_model_len
@@ -134,8 +133,7 @@ class VllmSampler:
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         destroy_model_parallel()
-        if not all(name in os.environ for name in _LAUNCHED):
-            # In a launch the process group is the trainer's.
+        if not _launched():  # in a launch the process group is the trainer's
             destroy_distributed_environment()
 
     def _params(self, settings: SamplingSettings) -> SamplingParams:
@@ -191,6 +189,12 @@ class VllmSampler:
                 self._random_state = _random_state()
 
 
+def _launched() -> bool:
+    """Whether a launcher (torchrun, accelerate) started this process as one of several."""
+    needed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return all(name in os.environ for name in needed)
+
+
 def _set_environment(config: PretrainedConfig, attention: Attention) -> None:
     """vLLM's settings that exist only as environment variables."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -208,7 +212,7 @@ def _set_environment(config: PretrainedConfig, attention: Attention) -> None:
 
 
 @contextmanager
-def _recorded_names(model: torch.nn.Module) -> Iterator[set[str]]:
+def _recorded_names(model: Any) -> Iterator[set[str]]:
     """The names of the parameters that `model.load_weights` reports as loaded, while inside."""
     original = model.load_weights
     loaded: set[str] = set()
@@ -218,7 +222,7 @@ def _recorded_names(model: torch.nn.Module) -> Iterator[set[str]]:
         loaded.update(names)
         return names
 
-    model.load_weights = load_weights  # type: ignore[assignment]
+    model.load_weights = load_weights
     try:
         yield loaded
     finally:

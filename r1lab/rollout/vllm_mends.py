@@ -129,20 +129,21 @@ def quiet_start() -> Iterator[None]:
         return
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     sys.stderr.flush()
-    kept_back, shown = tempfile.TemporaryFile(), os.dup(2)
-    os.dup2(kept_back.fileno(), 2)
-    try:
-        yield
-    except BaseException:
-        kept_back.seek(0)
-        os.write(shown, kept_back.read())
-        raise
-    finally:
-        sys.stderr.flush()
-        os.dup2(shown, 2)
-        os.close(shown)
-        kept_back.close()
-        del os.environ["VLLM_LOGGING_LEVEL"]
+    with tempfile.TemporaryFile() as kept_back:
+        shown = os.dup(2)
+        os.dup2(kept_back.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            kept_back.seek(0)
+            os.write(shown, kept_back.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            del os.environ["VLLM_LOGGING_LEVEL"]
 
 
 def loadable_names(model: torch.nn.Module) -> set[str]:

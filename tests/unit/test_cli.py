@@ -58,11 +58,17 @@ def recipe(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def trained(monkeypatch) -> list[tuple[TrainRecipe, bool]]:
+def trained(monkeypatch, tmp_path) -> list[tuple[TrainRecipe, bool]]:
     """Calls that reached the trainer, which is not run."""
     calls: list[tuple[TrainRecipe, bool]] = []
     trainer = pytest.importorskip("r1lab.grpo.trainer")
-    monkeypatch.setattr(trainer, "train", lambda recipe, resume: calls.append((recipe, resume)))
+
+    def train(recipe: TrainRecipe, *, resume: bool) -> Path:
+        calls.append((recipe, resume))
+        return Path(recipe.run_folder)
+
+    monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("r1lab.cli._check", lambda recipe, dry_run: None)
     return calls
 

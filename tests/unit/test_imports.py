@@ -1,8 +1,8 @@
 """Imports run one way, and what is light stays light.
 
-The arrows: cli -> {stages} -> {grpo.trainer, evaluate} -> grpo.step -> {rollout, verify, model, the
-pure parts of grpo, report} -> {recipes and problems} -> prompts -> types. rewards/ and data/ know
-only the records and the prompts, and the library reaches them by name.
+The arrows: cli -> {stages, report} -> grpo.trainer -> evaluate -> grpo.step -> {rollout, verify,
+model, the pure parts of grpo} -> {recipes, problems, run folders} -> prompts -> types. rewards/ and
+data/ know only the records and the prompts, and the library reaches them by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ LEVELS = (
     ("r1lab", "r1lab.types"),
     ("r1lab.prompts", "r1lab.hints"),
     ("r1lab.recipe",),
-    ("r1lab.problems", "r1lab.recipe_errors", "r1lab.registry", "r1lab.recipe_io"),
+    (
+        "r1lab.problems",
+        "r1lab.recipe_errors",
+        "r1lab.registry",
+        "r1lab.recipe_io",
+        "r1lab.run_folder",
+    ),
     (
         "r1lab.model",
         "r1lab.rollout",
@@ -31,12 +37,11 @@ LEVELS = (
         "r1lab.grpo.advantage",
         "r1lab.grpo.batch",
         "r1lab.grpo.loss",
-        "r1lab.report",  # reads and writes run folders; a trainer writes them too
     ),
     ("r1lab.grpo", "r1lab.grpo.policy", "r1lab.grpo.step", "r1lab.grpo.checkpoint"),
     ("r1lab.evaluate",),
     ("r1lab.grpo.trainer",),
-    ("r1lab.stages",),
+    ("r1lab.stages", "r1lab.report"),
     ("r1lab.cli",),
     ("r1lab.__main__",),
 )
@@ -50,6 +55,7 @@ LIGHT = (
     "r1lab.recipe_errors",
     "r1lab.recipe_io",
     "r1lab.registry",
+    "r1lab.run_folder",
     "r1lab.types",
     "r1lab.verify",
 )
