@@ -8,6 +8,7 @@ different numbers of micro-batches, or none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,11 +33,13 @@ class GradientStats:
     """What one gathered gradient saw, over all processes.
 
     `means` as `LossStats.means`; `sync_kl` the k3 estimate of KL(sampler, trainer) in nats per
-    token, None where the batch held no sampler log-probs; `num_tokens` behind that estimate.
+    token with each token's share capped (`r1lab.rollout.agreement` says why), `sync_kl_uncapped`
+    the plain one, both None where the batch held no sampler log-probs; `num_tokens` behind them.
     """
 
     means: dict[str, float]
     sync_kl: float | None
+    sync_kl_uncapped: float | None
     num_tokens: int
 
     @property
@@ -95,7 +98,7 @@ class Policy:
         """Forward and backward over a batch; the gradient then is the sum over all processes."""
         self.optimizer.zero_grad()
         device = self.accelerator.device
-        stats, gap = LossStats.zeros(device), torch.zeros(2, dtype=torch.float64, device=device)
+        stats, gap = LossStats.zeros(device), torch.zeros(3, dtype=torch.float64, device=device)
         for micro in microbatches(
             batch, algorithm.tokens_per_microbatch, pad_token_id=self.pad_token_id
         ):
@@ -109,12 +112,17 @@ class Policy:
             loss.backward()
             stats += micro_stats
             if micro.logp_sampler is not None:
-                gap += k3_sum(micro.logp_sampler, logp.detach())
+                capped, count = k3_sum(micro.logp_sampler, logp)
+                plain, _ = k3_sum(micro.logp_sampler, logp, cap=math.inf)
+                gap += torch.stack([capped, plain, count])
         self._sum_gradients()
         sums = LossStats(self.sum_over_processes(stats.sums))
-        total, num_tokens = self.sum_over_processes(gap).tolist()
+        capped, plain, num_tokens = self.sum_over_processes(gap).tolist()
         return GradientStats(
-            sums.means(), total / num_tokens if num_tokens else None, int(num_tokens)
+            sums.means(),
+            capped / num_tokens if num_tokens else None,
+            plain / num_tokens if num_tokens else None,
+            int(num_tokens),
         )
 
     @torch.no_grad()

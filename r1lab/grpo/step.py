@@ -55,6 +55,7 @@ def rl_step(
     with clock("sync"):
         source.sync(policy)  # exact weights
     metrics = {**summarise(scored, verifiers, policy), **update_metrics(stats), **update}
+    metrics["sync_kl_bound"] = source.guard.bound(stats[0].num_tokens)
     return StepResult(scored, metrics, clock.seconds)
 
 
@@ -83,6 +84,8 @@ def update_metrics(stats: Sequence[GradientStats]) -> dict[str, float | None]:
         "clipped_high": mean("clipped_high"),
         "gradient_tokens": tokens,
         "sync_kl": stats[0].sync_kl,
+        "sync_kl_uncapped": stats[0].sync_kl_uncapped,
+        "sync_kl_tokens": float(stats[0].num_tokens),
     }
 
 

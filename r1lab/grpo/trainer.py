@@ -257,8 +257,9 @@ def summary_of(folder: RunFolder, seconds_training: float, began: float) -> dict
             summary[f"{name}_{when}_interval"] = [estimate["low"], estimate["high"]]
     for when, result in (("before", before), ("after", after)):
         summary[f"greedy_{when}"] = result["greedy"]["pass_at_1"]["value"]
-    gaps = [line["sync_kl"] for line in folder.metrics() if line["sync_kl"] is not None]
-    summary["max_sync_kl"] = max(gaps, default=None)
+    for name in ("sync_kl", "sync_kl_uncapped"):
+        gaps = [line[name] for line in folder.metrics() if line[name] is not None]
+        summary[f"max_{name}"] = max(gaps, default=None)
     summary["seconds_training"] = round(seconds_training, 1)
     summary["seconds_total"] = round(time.monotonic() - began, 1)
     return summary

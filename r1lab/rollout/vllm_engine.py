@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -39,6 +39,8 @@ class VllmSampler:
     where it fits the model's shape. `kv_cache_gib` counts on the CPU, `gpu_memory_utilization` on
     a GPU. `seed` starts the random stream that unseeded calls draw from.
     """
+
+    _num_open: ClassVar[int] = 0  # engines of one process share vLLM's process groups
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class VllmSampler:
                 seed=seed,
                 **options,
             )
+        VllmSampler._num_open += 1
         self.version = 0
         self.max_model_len: int = self.llm.model_config.max_model_len
         self._tokenizer = tokenizer
@@ -132,9 +135,11 @@ class VllmSampler:
 
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
-        destroy_model_parallel()
-        if not _launched():  # in a launch the process group is the trainer's
-            destroy_distributed_environment()
+        VllmSampler._num_open -= 1
+        if VllmSampler._num_open == 0:
+            destroy_model_parallel()
+            if not _launched():  # in a launch the process group is the trainer's
+                destroy_distributed_environment()
 
     def _params(self, settings: SamplingSettings) -> SamplingParams:
         from vllm import SamplingParams

@@ -174,7 +174,8 @@ def test_tied_embeddings_are_saved_once(tmp_path):
 
 def test_adapters_depend_on_the_seed_alone():
     def adapters(seed: int) -> dict[str, torch.Tensor]:
-        return {n: p for n, p in add_lora(v3(), LoraSettings(), seed).named_parameters() if "lora_A" in n}  # fmt: skip
+        lora = add_lora(v3(), LoraSettings(), seed)
+        return {name: p for name, p in lora.named_parameters() if "lora_A" in name}
 
     torch.manual_seed(5)
     first, state = adapters(1), torch.get_rng_state()

@@ -1,0 +1,144 @@
+"""vLLM without its mends: wrong in each of the ways that r1lab.rollout.vllm_mends says.
+
+A failure here is good news: this vLLM no longer needs that mend, which can then be taken out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+import tiny
+import torch
+from rig import Rig
+
+from r1lab.prompts import TEMPLATES
+from r1lab.rollout import vllm_mends as mends
+from r1lab.rollout.vllm_engine import VllmSampler
+from r1lab.types import SamplingSettings
+
+WRONG = 1e-2  # nats per token; the floor of these models is below 1e-3
+LONG = 150  # tokens: more than a block of the prefix cache
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[Rig]:
+    rig = Rig("nano")
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Take one mend out: `without("repack_experts")`."""
+
+    def take_out(name: str) -> None:
+        monkeypatch.setattr(mends, name, lambda llm: None)
+
+    return take_out
+
+
+def test_experts_are_read_as_packed_after_a_reload(nano: Rig, without):
+    without("repack_experts")
+    nano.sync()  # the very same weights
+    kl, _ = nano.kl()
+    assert kl > WRONG
+    mends.repack_experts(nano.sampler.llm)
+
+
+def test_the_repacked_experts_are_right(nano: Rig):
+    nano.sync()
+    assert nano.kl()[0] < WRONG / 10
+
+
+def test_the_prefix_cache_outlives_its_weights(nano: Rig, monkeypatch):
+    nano.sync()
+    prompts = [sum(nano.prompts[i : i + 5], ())[:LONG] for i in range(0, 40, 5)]
+    greedy = SamplingSettings(num_samples=1, temperature=0.0, max_tokens=1, logprobs=True)
+
+    def first_logprobs() -> list[float]:
+        groups = nano.sampler.generate(prompts, greedy, template=TEMPLATES["plain"])
+        return [completion.logprobs[0] for (completion,) in groups]
+
+    head = {n: 1.5 * t for n, t in nano.model.state_dict().items() if "kv_a_proj" in n}
+    with monkeypatch.context() as fault:
+        fault.setattr(mends, "drop_prefix_cache", lambda llm: None)
+        before = first_logprobs()
+        nano.sync(stale=head)
+        stale = first_logprobs()
+    right = first_logprobs()
+    nano.sync()
+    assert max(abs(a - b) for a, b in zip(stale, right, strict=True)) > 0.02, before
+
+
+def test_a_tied_head_keeps_its_old_weights(tmp_path, without):
+    torch.manual_seed(0)
+    from transformers import LlamaForCausalLM
+
+    folder = tiny.save(LlamaForCausalLM(tiny.llama_config(initializer_range=0.1)), tmp_path)
+    rig = Rig(folder, prompts=tiny.prompts(8))
+    try:
+        assert rig.kl()[0] < WRONG / 10
+        with torch.no_grad():
+            rig.model.model.embed_tokens.weight.mul_(-1)
+        without("repack_tied_head")
+        rig.sync()
+        assert rig.kl()[0] > WRONG
+    finally:
+        rig.close()
+
+
+def test_the_rotary_kernel_misreads_queries_of_several_heads():
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+    mends.mend_rotary_embedding()
+    with set_current_vllm_config(VllmConfig()):
+        rotary = RotaryEmbedding(16, 16, 512, 10_000.0, False, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.arange(20)
+    query = torch.randn(20, 4, 16, generator=generator)
+    key = torch.randn(20, 1, 16, generator=generator)
+
+    def turned(function) -> torch.Tensor:
+        return function(rotary, positions, query.clone(), key.clone())[0]
+
+    right = turned(RotaryEmbedding.forward_native)
+    assert torch.allclose(turned(RotaryEmbedding.forward_cpu), right, atol=1e-5)
+    kernel = RotaryEmbedding.forward_cpu.unmended
+    assert not torch.allclose(turned(kernel), right, atol=1e-2)
+    flat = kernel(rotary, positions, query.flatten(1).clone(), key.flatten(1).clone())[0]
+    assert torch.allclose(flat.view_as(right), right, atol=1e-5), "flat calls are right"
+
+
+def test_sampling_helpers_are_compiled(nano: Rig, monkeypatch):
+    monkeypatch.setattr(
+        mends, "run_uncompiled", lambda: torch.compiler.set_stance("fail_on_recompile")
+    )
+    settings = SamplingSettings(num_samples=1, max_tokens=2, logprobs=True, seed=0)
+    # An engine of its own: the error leaves a request behind.
+    sampler = VllmSampler(nano.folder, nano.tokenizer, kv_cache_gib=0.1)
+    with pytest.raises(RuntimeError, match="fail_on_recompile"):
+        sampler.generate(nano.prompts[:1], settings, template=TEMPLATES["plain"])
+    sampler.close()
+
+
+def test_building_an_engine_disturbs_the_process(nano: Rig, monkeypatch):
+    before = torch.set_num_threads, torch.get_rng_state(), random.getstate()
+    with monkeypatch.context() as fault:
+        fault.setattr(mends, "process_state_kept", nullcontext)
+        sampler = VllmSampler(nano.folder, nano.tokenizer, kv_cache_gib=0.1)
+    sampler.close()
+    after = torch.set_num_threads, torch.get_rng_state(), random.getstate()
+    torch.set_num_threads = before[0]
+    assert after[0] is not before[0]
+    assert not torch.equal(after[1], before[1]) and after[2] != before[2]
+
+    torch.manual_seed(7)
+    random.seed(7)
+    before = torch.set_num_threads, torch.get_rng_state(), random.getstate()
+    VllmSampler(nano.folder, nano.tokenizer, kv_cache_gib=0.1).close()
+    assert torch.set_num_threads is before[0]
+    assert torch.equal(torch.get_rng_state(), before[1]) and random.getstate() == before[2]
