@@ -40,7 +40,7 @@ class VllmSampler:
     a GPU. `seed` starts the random stream that unseeded calls draw from.
     """
 
-    _num_open: ClassVar[int] = 0  # engines of one process share vLLM's process groups
+    _is_open: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -55,6 +55,11 @@ class VllmSampler:
         seed: int = 0,
         attention: Attention = "auto",
     ) -> None:
+        if VllmSampler._is_open:
+            # They would share process groups and environment variables, and closing one breaks all.
+            raise RuntimeError(
+                "a process holds one vLLM engine at a time: close the open one first"
+            )
         config = load_config(Path(model_folder), str(model_folder))
         _set_environment(config, attention)
         with mends.process_state_kept(), mends.quiet_start():
@@ -83,7 +88,7 @@ class VllmSampler:
                 seed=seed,
                 **options,
             )
-        VllmSampler._num_open += 1
+        VllmSampler._is_open = True
         self.version = 0
         self.max_model_len: int = self.llm.model_config.max_model_len
         self._tokenizer = tokenizer
@@ -131,15 +136,9 @@ class VllmSampler:
         """See `Sampler.close`."""
         if not hasattr(self, "llm"):
             return
-        from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
-
-        self.llm.llm_engine.engine_core.shutdown()
+        mends.shut_down(self.llm, keep_process_group=_launched())
         del self.llm
-        VllmSampler._num_open -= 1
-        if VllmSampler._num_open == 0:
-            destroy_model_parallel()
-            if not _launched():  # in a launch the process group is the trainer's
-                destroy_distributed_environment()
+        VllmSampler._is_open = False
 
     def _params(self, settings: SamplingSettings) -> SamplingParams:
         from vllm import SamplingParams

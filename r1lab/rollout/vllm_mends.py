@@ -95,6 +95,24 @@ def run_uncompiled() -> AbstractContextManager[None]:
     return torch.compiler.set_stance("force_eager") if current_platform.is_cpu() else nullcontext()
 
 
+def shut_down(llm: LLM, *, keep_process_group: bool) -> None:
+    """Shutting an engine down destroys torch's default process group, whoever made it.
+
+    In a launch of several processes that is the trainer's, which still needs it: there only vLLM's
+    own groups go.
+    """
+    from vllm.distributed import destroy_model_parallel
+    from vllm.v1.engine import core
+
+    clean_up = core.cleanup_dist_env_and_memory
+    if keep_process_group:
+        core.cleanup_dist_env_and_memory = destroy_model_parallel
+    try:
+        llm.llm_engine.engine_core.shutdown()
+    finally:
+        core.cleanup_dist_env_and_memory = clean_up
+
+
 @contextmanager
 def process_state_kept() -> Iterator[None]:
     """Building an engine in process must leave the trainer's process as it was.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ SOLUTIONS = Dials(drills=0.0, guess=0.0, partial=0.0, selfcheck=0.0, slip_rate=0
 
 
 class Rig:
-    """A model, a sampler built from the same folder, and a guard that has measured the floor."""
+    """A model, a sampler built from the same folder, and a guard."""
 
     def __init__(
         self, folder: str | Path, prompts: list[tuple[int, ...]] | None = None, **options: Any
@@ -36,12 +37,12 @@ class Rig:
         self.sampler: Sampler = build_sampler("vllm", self.folder, self.tokenizer, **options)
         self.prompts = prompts or long_prompts(self.tokenizer)
         assert min(len(prompt) for prompt in self.prompts) >= 24
-        self.guard = SyncGuard()
         self._first = {name: t.clone() for name, t in self.model.state_dict().items()}
         self.reset()
 
     def reset(self) -> None:
-        """The weights of the folder again, on both sides."""
+        """The weights of the folder again, on both sides, and no floor measured."""
+        self.guard = SyncGuard()
         self.model.load_state_dict(self._first)
         self.sync(version=0)
 
@@ -65,6 +66,29 @@ class Rig:
 
     def close(self) -> None:
         self.sampler.close()
+
+
+class Bench:
+    """One rig at a time, as a process holds one engine; kept until another is asked for."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._rig: Rig | None = None
+
+    def rig(self, name: str, build: Callable[[], Rig]) -> Rig:
+        """The rig of this name with the folder's weights and a new guard, built if it must be."""
+        if self._rig is None or name != self._name:
+            self.clear()
+            self._name, self._rig = name, build()
+        else:
+            self._rig.reset()
+        return self._rig
+
+    def clear(self) -> None:
+        """Close the rig, for a test that builds an engine of its own."""
+        if self._rig is not None:
+            self._rig.close()
+        self._rig = None
 
 
 def long_prompts(tokenizer: Any, count: int = 40) -> list[tuple[int, ...]]:

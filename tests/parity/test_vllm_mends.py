@@ -8,13 +8,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from rig import Rig
+from rig import Bench, Rig
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from r1lab.model.load import load_base
 from r1lab.prompts import TEMPLATES
+from r1lab.recipe import ModelSettings
 from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.vllm_engine import VllmSampler
 from r1lab.types import SamplingSettings
@@ -24,10 +28,21 @@ LONG = 150  # tokens: more than a block of the prefix cache
 
 
 @pytest.fixture(scope="module")
-def nano() -> Iterator[Rig]:
-    rig = Rig("nano")
-    yield rig
-    rig.close()
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.clear()
+
+
+@pytest.fixture
+def nano(bench: Bench) -> Rig:
+    return bench.rig("nano", lambda: Rig("nano"))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Path, PreTrainedTokenizerBase]:
+    _, tokenizer, folder = load_base(ModelSettings(path="nano"))
+    return folder, tokenizer
 
 
 @pytest.fixture
@@ -73,21 +88,16 @@ def test_the_prefix_cache_outlives_its_weights(nano: Rig, monkeypatch):
     assert max(abs(a - b) for a, b in zip(stale, right, strict=True)) > 0.02, before
 
 
-def test_a_tied_head_keeps_its_old_weights(tmp_path, without):
+def test_a_tied_head_keeps_its_old_weights(bench: Bench, tmp_path, without):
     torch.manual_seed(0)
-    from transformers import LlamaForCausalLM
-
     folder = tiny.save(LlamaForCausalLM(tiny.llama_config(initializer_range=0.1)), tmp_path)
-    rig = Rig(folder, prompts=tiny.prompts(8))
-    try:
-        assert rig.kl()[0] < WRONG / 10
-        with torch.no_grad():
-            rig.model.model.embed_tokens.weight.mul_(-1)
-        without("repack_tied_head")
-        rig.sync()
-        assert rig.kl()[0] > WRONG
-    finally:
-        rig.close()
+    rig = bench.rig("tied", lambda: Rig(folder, prompts=tiny.prompts(8)))
+    assert rig.kl()[0] < WRONG / 10
+    with torch.no_grad():
+        rig.model.model.embed_tokens.weight.mul_(-1)
+    without("repack_tied_head")
+    rig.sync()
+    assert rig.kl()[0] > WRONG
 
 
 def test_the_rotary_kernel_misreads_queries_of_several_heads():
@@ -113,23 +123,24 @@ def test_the_rotary_kernel_misreads_queries_of_several_heads():
     assert torch.allclose(flat.view_as(right), right, atol=1e-5), "flat calls are right"
 
 
-def test_sampling_helpers_are_compiled(nano: Rig, monkeypatch):
+def test_sampling_helpers_are_compiled(bench: Bench, shipped, monkeypatch):
+    bench.clear()
     monkeypatch.setattr(
         mends, "run_uncompiled", lambda: torch.compiler.set_stance("fail_on_recompile")
     )
     settings = SamplingSettings(num_samples=1, max_tokens=2, logprobs=True, seed=0)
-    # An engine of its own: the error leaves a request behind.
-    sampler = VllmSampler(nano.folder, nano.tokenizer, kv_cache_gib=0.1)
+    sampler = VllmSampler(*shipped, kv_cache_gib=0.1)
     with pytest.raises(RuntimeError, match="fail_on_recompile"):
-        sampler.generate(nano.prompts[:1], settings, template=TEMPLATES["plain"])
+        sampler.generate([(5,) * 30], settings, template=TEMPLATES["plain"])
     sampler.close()
 
 
-def test_building_an_engine_disturbs_the_process(nano: Rig, monkeypatch):
+def test_building_an_engine_disturbs_the_process(bench: Bench, shipped, monkeypatch):
+    bench.clear()
     before = torch.set_num_threads, torch.get_rng_state(), random.getstate()
     with monkeypatch.context() as fault:
         fault.setattr(mends, "process_state_kept", nullcontext)
-        sampler = VllmSampler(nano.folder, nano.tokenizer, kv_cache_gib=0.1)
+        sampler = VllmSampler(*shipped, kv_cache_gib=0.1)
     sampler.close()
     after = torch.set_num_threads, torch.get_rng_state(), random.getstate()
     torch.set_num_threads = before[0]
@@ -139,6 +150,23 @@ def test_building_an_engine_disturbs_the_process(nano: Rig, monkeypatch):
     torch.manual_seed(7)
     random.seed(7)
     before = torch.set_num_threads, torch.get_rng_state(), random.getstate()
-    VllmSampler(nano.folder, nano.tokenizer, kv_cache_gib=0.1).close()
+    VllmSampler(*shipped, kv_cache_gib=0.1).close()
     assert torch.set_num_threads is before[0]
     assert torch.equal(torch.get_rng_state(), before[1]) and random.getstate() == before[2]
+
+
+def test_shutting_an_engine_down_takes_the_process_group(bench: Bench, shipped):
+    from torch import distributed
+
+    bench.clear()
+    for kept in (True, False):
+        sampler = VllmSampler(*shipped, kv_cache_gib=0.1)
+        assert distributed.is_initialized()
+        mends.shut_down(sampler.llm, keep_process_group=kept)
+        assert distributed.is_initialized() == kept
+        VllmSampler._is_open = False
+
+
+def test_a_second_engine_is_refused(nano: Rig, shipped):
+    with pytest.raises(RuntimeError, match="one vLLM engine at a time"):
+        VllmSampler(*shipped)

@@ -6,11 +6,12 @@ And faults planted one at a time, as they have happened to others: each stops th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from rig import Rig, long_prompts, take_updates
+from rig import Bench, Rig, long_prompts, take_updates
 from transformers import LlamaForCausalLM
 
 from r1lab.model.adapters import add_lora
@@ -24,18 +25,31 @@ from r1lab.types import R1labError, RunStopped
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Iterator[Rig]:
-    rig = Rig("nano")
-    yield rig
-    rig.close()
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.clear()
 
 
 @pytest.fixture
-def nano(shipped: Rig) -> Iterator[Rig]:
-    """The shipped base, with the floor measured; put back afterwards."""
-    shipped.check(seed=0)
-    yield shipped
-    shipped.reset()
+def nano(bench: Bench) -> Rig:
+    """The shipped base, with the floor measured."""
+    rig = bench.rig("nano", lambda: Rig("nano"))
+    rig.check(seed=0)
+    return rig
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory) -> Path:
+    """A Llama-style model with tied embeddings, trained until it recites."""
+    return tiny.save(tiny.trained_llama(100), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def llama(bench: Bench, llama_folder: Path) -> Rig:
+    rig = bench.rig("llama", lambda: Rig(llama_folder, prompts=tiny.prompts(40)))
+    rig.check(seed=0)
+    return rig
 
 
 def goes_stale_and_comes_back(rig: Rig, model: torch.nn.Module, rate: float) -> None:
@@ -59,21 +73,20 @@ def test_lora_on_attention_dense_and_expert_weights(nano: Rig):
     goes_stale_and_comes_back(nano, add_lora(model, LoraSettings(), seed=0), 3e-3)
 
 
-def test_the_mla_kernel(tmp_path):
+def test_the_mla_kernel(bench: Bench, tmp_path):
     model, tokenizer, _ = load_base(ModelSettings(path="nano", dtype="float32"))
     save_checkpoint_folder(widen(model), tokenizer, tmp_path)
-    rig = Rig(tmp_path, attention="mla")
-    try:
-        names = [type(module).__name__ for module in mends.model_of(rig.sampler.llm).modules()]
-        assert "MLAAttention" in names
-        goes_stale_and_comes_back(rig, rig.model, 1e-3)
-    finally:
-        rig.close()
+    rig = bench.rig("mla", lambda: Rig(tmp_path, attention="mla"))
+    names = [type(module).__name__ for module in mends.model_of(rig.sampler.llm).modules()]
+    assert "MLAAttention" in names
+    goes_stale_and_comes_back(rig, rig.model, 1e-3)
 
 
-def test_a_shape_without_a_kernel_is_refused(nano: Rig):
+def test_a_shape_without_a_kernel_is_refused(bench: Bench):
+    bench.clear()
+    _, tokenizer, folder = load_base(ModelSettings(path="nano"))
     with pytest.raises(R1labError, match=r"'mla' needs kv_lora_rank 512 .* has 64 and 16"):
-        VllmSampler(nano.folder, nano.tokenizer, attention="mla")
+        VllmSampler(folder, tokenizer, attention="mla")
 
 
 def moved(rig: Rig, part: str, size: float) -> dict[str, torch.Tensor]:
@@ -129,33 +142,19 @@ def test_a_stale_prefix_cache_stops_the_run(nano: Rig, monkeypatch):
         nano.prompts = short
 
 
-def test_an_unmended_rotary_embedding_stops_the_run(monkeypatch):
+def test_an_unmended_rotary_embedding_stops_the_run(bench: Bench, monkeypatch):
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
     mends.mend_rotary_embedding()
     monkeypatch.setattr(RotaryEmbedding, "forward_cpu", RotaryEmbedding.forward_cpu.unmended)
     monkeypatch.setattr(mends, "mend_rotary_embedding", lambda: None)
-    rig = Rig("nano")
-    try:
-        with pytest.raises(RunStopped, match="highest plausible floor"):
-            rig.check()
-    finally:
-        rig.close()
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> Iterator[Rig]:
-    """A Llama-style model with tied embeddings, trained until it recites."""
-    folder = tiny.save(tiny.trained_llama(100), tmp_path_factory.mktemp("llama"))
-    rig = Rig(folder, prompts=tiny.prompts(40))
-    yield rig
-    rig.close()
+    rig = bench.rig("unmended", lambda: Rig("nano"))
+    with pytest.raises(RunStopped, match="highest plausible floor"):
+        rig.check()
 
 
 @pytest.mark.parametrize("way", ["full", "lora"])
 def test_tied_embeddings(llama: Rig, way: str):
-    llama.reset()
-    llama.guard.__init__()
     model = llama.model
     assert isinstance(model, LlamaForCausalLM) and model.config.tie_word_embeddings
     if way == "lora":
@@ -169,9 +168,6 @@ def test_tied_embeddings(llama: Rig, way: str):
 
 
 def test_a_stale_tied_head_stops_the_run(llama: Rig, monkeypatch):
-    llama.reset()
-    llama.guard.__init__()
-    llama.check(seed=0)
     moved(llama, "embed_tokens", 0.1)
     with monkeypatch.context() as fault:
         fault.setattr(mends, "repack_tied_head", lambda llm: None)
