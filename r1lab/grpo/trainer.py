@@ -83,6 +83,7 @@ class Run:
         self.step, self.seconds_training = 0, 0.0
         if resume:
             self._restore()
+        self.source.check_fit(self.held_out)
         self.source.start(self.policy)
         self._open_folder()
 

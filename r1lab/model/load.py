@@ -83,7 +83,19 @@ def load_model(
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(f"{len(missing)} weights are missing ({', '.join(missing[:3])}, ...)")
+    _own_memory(model)
     return model
+
+
+def _own_memory(model: PreTrainedModel) -> None:
+    """Copy weights that are still pages of the checkpoint file into memory of the model's own.
+
+    Such pages follow the file: when someone rewrites it while the model trains, the trained values
+    are gone and the file's are back, without an error.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def shipped_models() -> dict[str, Path]:

@@ -7,7 +7,7 @@ that goes on from a saved position goes on with the same rollouts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1lab.prompts import Template
@@ -90,6 +90,11 @@ class RolloutSource:
             for problem, prompt, group in zip(problems, prompts, groups, strict=True)
         ]
 
+    def check_fit(self, problems: Sequence[Problem]) -> None:
+        """Refuse prompts that leave no room for a response; raises RecipeError."""
+        prompts = [self.encode(self._template.prompt(problem.question)) for problem in problems]
+        self._check_fit(problems, prompts)
+
     def sync(self, policy: Weights) -> None:
         """Carry the policy's weights to the sampler; exact when it returns."""
         self.sampler.sync(policy.checkpoint_weights(), policy.version)
@@ -125,7 +130,7 @@ class RolloutSource:
             seed=_seed(self._seed, self._position, self._rank),
         )
 
-    def _check_fit(self, problems: list[Problem], prompts: list[tuple[int, ...]]) -> None:
+    def _check_fit(self, problems: Sequence[Problem], prompts: Sequence[tuple[int, ...]]) -> None:
         longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
         needed = len(prompts[longest]) + self._settings.max_tokens
         limit = self.sampler.max_model_len

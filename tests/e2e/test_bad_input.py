@@ -91,8 +91,9 @@ def test_a_tokenizer_without_end_of_sequence(r1lab, recipe, base):
     refused(done, "model.path", "endless", "end-of-sequence", "eos_token")
 
 
-def test_a_length_limit_below_the_prompt(r1lab, recipe):
-    done = r1lab("train", recipe, "--sampling.max_model_len", 8)
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_length_limit_below_the_prompt(r1lab, recipe, engine):
+    done = r1lab("train", recipe, "--sampling.max_model_len", 8, "--sampling.engine", engine)
     refused(done, "sampling.max_model_len", "8", "max_tokens")
 
 

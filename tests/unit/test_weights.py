@@ -217,3 +217,17 @@ def test_another_family_of_experts_comes_back_too():
     lora = add_lora(model, LoraSettings(rank=4), seed=0).eval()
     disturb_adapters(lora)
     torch.testing.assert_close(logits(rebuilt(lora)), logits(lora), rtol=1e-4, atol=1e-4)
+
+
+def test_a_rewritten_file_does_not_reach_a_loaded_model(tmp_path):
+    """Pages of a mapped file fall back to the file's content when it is written anew."""
+    folder = tiny.save(DeepseekV3ForCausalLM(tiny.v3_config()), tmp_path / "base")
+    model, _, _ = load_base(ModelSettings(path=str(folder), dtype="float32"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    with file.open("wb") as again:  # truncates, as cp and most writers do
+        again.write(content)
+    assert all((parameter == 0.5).all() for parameter in model.parameters())
