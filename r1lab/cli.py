@@ -1,8 +1,8 @@
 """The `r1lab` command.
 
 What is cheap to check is checked first: a recipe that cannot run is refused within a second, in
-one line, before torch is imported. Exit codes: 0 done, 2 bad input, 4 a run that stopped itself,
-130 interrupted.
+one line, before torch is imported. Exit codes: 0 done, 2 bad input, 3 a reward that failed
+its check, 4 a run that stopped itself, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1lab import __version__
+from r1lab import __version__, cli_rewards
 from r1lab.types import R1labError, RecipeError
 
 if TYPE_CHECKING:
@@ -97,6 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--problem", metavar="ID", help="only this problem, with all its samples")
     show.add_argument("--num", type=int, default=3, help="groups to show (default: 3)")
     show.add_argument("--samples", type=int, default=2, help="samples of each (default: 2)")
+
+    verify = _add_command(commands, "verify", cli_rewards.verify, "check a reward without a model")
+    cli_rewards.add_verify_options(verify)
+
+    new = _add_command(
+        commands, "new", cli_rewards.new, "write a reward of your own, to begin with"
+    )
+    cli_rewards.add_new_options(new)
     return parser
 
 

@@ -72,6 +72,13 @@ class RewardSettings(Section):
     )
     weight: float = 1.0
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments")
+    isolate: bool = Field(
+        True,
+        description="run it in worker processes, under the limits below; false, in this process "
+        "without limits, for a reward that needs a model or the network",
+    )
+    seconds: float = Field(5.0, gt=0, description="for one response; longer is a fault, no score")
+    memory_mib: Positive = Field(1024, description="for one response, on top of the worker's own")
 
 
 class SamplingRecipe(Section):
@@ -171,6 +178,9 @@ class TrainRecipe(Section):
     rewards: tuple[RewardSettings, ...] = Field(
         (RewardSettings(reward="problem"), RewardSettings(reward="format", weight=0.1)),
         min_length=1,
+    )
+    reward_workers: Positive | None = Field(
+        None, description="processes that run rewards, for each training process; null: its cores"
     )
     sampling: SamplingRecipe = SamplingRecipe()
     algorithm: AlgorithmSettings = AlgorithmSettings()

@@ -12,7 +12,7 @@ from r1lab.recipe import TrainRecipe
 from r1lab.registry import load_mixture
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.source import encode_prompt
-from r1lab.verify import Verifiers
+from r1lab.verify import IsolatedRunner, Verifiers
 
 
 def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
@@ -22,7 +22,8 @@ def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
     """
     settings, template = recipe.evaluation, TEMPLATES[recipe.template]
     problems = load_mixture(recipe.problems, "test", settings.seed).distinct(settings.num_problems)
-    verifiers = Verifiers(recipe.rewards, template=template)
+    runner = IsolatedRunner(recipe.reward_workers)
+    verifiers = Verifiers(recipe.rewards, template=template, runner=runner, max_steps=recipe.steps)
     _, tokenizer, folder = load_base(recipe.model)
     sampler = build_sampler(
         recipe.sampling.engine,
@@ -46,4 +47,5 @@ def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
             greedy=settings.greedy,
         )
     finally:
+        runner.close()
         sampler.close()

@@ -30,7 +30,7 @@ from r1lab.rollout.build import build_sampler
 from r1lab.rollout.source import RolloutSource
 from r1lab.run_folder import RunFolder
 from r1lab.types import R1labError
-from r1lab.verify import Verifiers
+from r1lab.verify import IsolatedRunner, Verifiers
 
 
 def train(recipe: TrainRecipe, *, resume: bool = False) -> Path:
@@ -67,7 +67,11 @@ class Run:
         self.held_out = load_mixture(recipe.problems, "test", recipe.evaluation.seed).distinct(
             recipe.evaluation.num_problems
         )
-        self.verifiers = Verifiers(recipe.rewards, template=self.template)
+        self.reward_runner = IsolatedRunner(recipe.reward_workers)
+        self.verifiers = Verifiers(
+            recipe.rewards, template=self.template, runner=self.reward_runner,
+            max_steps=recipe.steps,
+        )  # fmt: skip
         model, self.tokenizer, self.base_folder = load_base(recipe.model)
         if recipe.model.lora is not None:
             model = add_lora(model, recipe.model.lora, seed=recipe.seed)
@@ -154,7 +158,8 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Give the sampler's memory back and finish the trackers."""
+        """Give the sampler's memory back, end the rewards' processes and finish the trackers."""
+        self.reward_runner.close()
         self.source.close()
         self.accelerator.end_training()
 
@@ -162,7 +167,8 @@ class Run:
         scored = self._gather(result.scored)
         if not self.is_main:
             return
-        self.folder.log_metrics(self.step, result.metrics)
+        metrics = {**result.metrics, **self.verifiers.reported(scored)}
+        self.folder.log_metrics(self.step, metrics)
         tokens = (result.metrics["length"] or 0.0) * (result.metrics["responses"] or 0.0)
         total = sum(result.seconds.values())
         self.folder.log_timings(
@@ -172,7 +178,7 @@ class Run:
             self.step, scored, group_advantages(scored, self.recipe.algorithm.advantage)
         )
         self.accelerator.log(
-            {name: value for name, value in result.metrics.items() if value is not None},
+            {name: value for name, value in metrics.items() if value is not None},
             step=self.step,
         )
 

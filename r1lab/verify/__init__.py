@@ -6,19 +6,31 @@ A reward is a plain function in any file, with one of two signatures, told apart
     def reward(prompts, completions, **columns) -> list[float | None]        # TRL's, unchanged
 
 `load_reward` finds and checks one, `call_reward` runs it on items in this process, `Verifiers` adds
-up those of a recipe. A `Runner` decides where a reward runs.
+up those of a recipe. A `Runner` decides where a reward runs: `InProcessRunner` here,
+`IsolatedRunner` in worker processes with limits of time and memory for each response.
 """
 
-from r1lab.verify.call import InProcessRunner, Item, RewardError, Runner, call_reward
-from r1lab.verify.load import Reward, load_reward
+from r1lab.verify.call import (
+    InProcessRunner,
+    Item,
+    RewardError,
+    Runner,
+    TrainerState,
+    call_reward,
+)
+from r1lab.verify.isolate import IsolatedRunner
+from r1lab.verify.load import Limits, Reward, load_reward
 from r1lab.verify.verifiers import Verifiers
 
 __all__ = [
     "InProcessRunner",
+    "IsolatedRunner",
     "Item",
+    "Limits",
     "Reward",
     "RewardError",
     "Runner",
+    "TrainerState",
     "Verifiers",
     "call_reward",
     "load_reward",

@@ -32,12 +32,25 @@ class RewardError(R1labError):
 
 
 @dataclass(frozen=True, slots=True)
+class TrainerState:
+    """The part of TRL's `trainer_state` that a reward can lean on here.
+
+    `global_step` is the number of steps that the weights of these responses have taken,
+    `max_steps` the run's number of steps (0 outside a run).
+    """
+
+    global_step: int = 0
+    max_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One response to judge: `prompt` is the text it was asked with, its prefix included."""
 
     problem: Problem
     completion: Completion
     prompt: str
+    state: TrainerState = TrainerState()
 
 
 class Runner(Protocol):
@@ -51,7 +64,7 @@ class Runner(Protocol):
 
 
 class InProcessRunner:
-    """Runs rewards in this process, without limits: for trusted rewards and short answers."""
+    """Runs rewards in this process, without limits: for rewards that need a model or a network."""
 
     def run(self, reward: Reward, items: Sequence[Item]) -> list[Outcome]:
         """See Runner."""
@@ -59,28 +72,47 @@ class InProcessRunner:
 
 
 def call_reward(reward: Reward, items: Sequence[Item]) -> list[Outcome]:
-    """Judge the items, in order, in this process. Raises RewardError; user exceptions are Faults.
-
-    This is the boundary where exceptions of user code are caught.
-    """
-    function = reward.function()
+    """Judge the items in order, in this process. Raises RewardError; exceptions are Faults."""
+    function, options = reward.function(), reward.options
     if reward.style == "single":
-        return [_judge_one(function, item, reward.options) for item in items]
-    return _judge_batch(function, items, reward.options) if items else []
+        return [judge_one(function, item, options) for item in items]
+    outcomes = judge_together(function, items, options) if items else []
+    if not isinstance(outcomes, Fault):
+        return outcomes
+    if len(items) == 1:
+        return [outcomes]
+    return [judge_alone(function, item, options) for item in items]
 
 
-def _judge_one(function: Callable[..., Any], item: Item, options: Mapping[str, Any]) -> Outcome:
+def judge_one(function: Callable[..., Any], item: Item, options: Mapping[str, Any]) -> Outcome:
+    """Call a reward over one response. This and `judge_together` catch what user code raises."""
     try:
         value = function(problem=item.problem, completion=item.completion, **options)
-    except Exception as error:
+        if inspect.isawaitable(value):
+            value = asyncio.run(_finish(value))
+    except (Exception, SystemExit) as error:
         return _fault(function, error)
     return _verdict(function, value, item)
 
 
-def _judge_batch(
+def judge_alone(function: Callable[..., Any], item: Item, options: Mapping[str, Any]) -> Outcome:
+    """Call a batched reward with a batch of one."""
+    outcomes = judge_together(function, [item], options)
+    return outcomes if isinstance(outcomes, Fault) else outcomes[0]
+
+
+def judge_together(
     function: Callable[..., Any], items: Sequence[Item], options: Mapping[str, Any]
-) -> list[Outcome]:
-    arguments = {**_columns(items), **options}
+) -> list[Outcome] | Fault:
+    """Call a batched reward once for all items; one Fault for all of them where it raises."""
+    logs = _Logs()
+    arguments = {
+        **_columns(items),
+        "trainer_state": items[0].state,
+        "log_extra": logs.log_extra,
+        "log_metric": logs.log_metric,
+        **options,
+    }
     parameters = inspect.signature(function).parameters
     for name, parameter in parameters.items():
         named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
@@ -95,10 +127,8 @@ def _judge_batch(
         values = function(**arguments)
         if inspect.isawaitable(values):
             values = asyncio.run(_finish(values))
-    except Exception as error:
-        if len(items) == 1:
-            return [_fault(function, error)]
-        return [_judge_batch(function, [item], options)[0] for item in items]
+    except (Exception, SystemExit) as error:
+        return _fault(function, error)
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
         raise RewardError(
             f"{_name(function)} returned {type(values).__name__}; "
@@ -110,7 +140,8 @@ def _judge_batch(
             f"{_name(function)} returned {len(values)} scores for {len(items)} completions; "
             "return one for each, None where it does not apply"
         )
-    return [_verdict(function, value, item) for value, item in zip(values, items, strict=True)]
+    verdicts = [_verdict(function, value, item) for value, item in zip(values, items, strict=True)]
+    return logs.attach(function, verdicts)
 
 
 def _columns(items: Sequence[Item]) -> dict[str, list[Any]]:
@@ -130,40 +161,106 @@ def _columns(items: Sequence[Item]) -> dict[str, list[Any]]:
     }
 
 
+class _Logs:
+    """What a reward logs through TRL's `log_metric` and `log_extra`, put into its verdicts.
+
+    A number becomes a part of each verdict it belongs to (a metric of all: its mean where it was
+    logged twice), other values a word of the reason: so they are kept with the rollouts, and the
+    means of the parts reach the metrics of the step.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, list[float]] = {}
+        self.extras: dict[str, list[Any]] = {}
+
+    def log_metric(self, name: str, value: float) -> None:
+        self.metrics.setdefault(str(name), []).append(float(value))
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        self.extras[str(column)] = list(values)
+
+    def attach(self, function: Callable[..., Any], verdicts: Sequence[Verdict]) -> list[Outcome]:
+        for column, values in self.extras.items():
+            if len(values) != len(verdicts):
+                raise RewardError(
+                    f"{_name(function)}: log_extra({column!r}) got {len(values)} values for "
+                    f"{len(verdicts)} completions; give one for each"
+                )
+        if not (self.metrics or self.extras):
+            return list(verdicts)
+        means = {name: sum(values) / len(values) for name, values in self.metrics.items()}
+        means = {name: value for name, value in means.items() if math.isfinite(value)}
+        return [self._attach(verdict, row, means) for row, verdict in enumerate(verdicts)]
+
+    def _attach(self, verdict: Verdict, row: int, means: Mapping[str, float]) -> Verdict:
+        parts, words = dict(means), [verdict.reason] if verdict.reason else []
+        for column, values in self.extras.items():
+            value = _plain(values[row])
+            if isinstance(value, Real) and math.isfinite(value):
+                parts[column] = float(value)
+            elif value is not None:
+                words.append(f"{column}: {value!s:.200}")
+        return Verdict(verdict.score, "; ".join(words), {**verdict.parts, **parts})
+
+
 async def _finish(value: Any) -> Any:
     return await value
 
 
+def _plain(value: Any) -> Any:
+    """A Python number for a NumPy or torch scalar; anything else as it is."""
+    if not isinstance(value, Real) and callable(getattr(value, "item", None)):
+        return value.item()
+    return value
+
+
 def _verdict(function: Callable[..., Any], value: Any, item: Item) -> Verdict:
     if isinstance(value, Verdict):
-        return value
+        return _checked(function, value, item)
     if value is None:
         return Verdict(None)
-    if not isinstance(value, Real) and callable(getattr(value, "item", None)):
-        value = value.item()  # a NumPy or torch scalar
+    return Verdict(_number(function, value, item, "a score is a number, a Verdict or None"))
+
+
+def _checked(function: Callable[..., Any], verdict: Verdict, item: Item) -> Verdict:
+    """The user's verdict with a plain float for its score and its parts."""
+    fix = "the score and the parts of a Verdict are numbers"
+    score = verdict.score
+    if type(score) is not float and score is not None:
+        score = _number(function, score, item, fix)
+    if not verdict.parts and type(verdict.reason) is str and score is verdict.score:
+        return verdict
+    parts = {str(name): _number(function, part, item, fix) for name, part in verdict.parts.items()}
+    return Verdict(score, str(verdict.reason), parts)
+
+
+def _number(function: Callable[..., Any], value: Any, item: Item, fix: str) -> float:
+    try:
+        value = _plain(value)
+    except Exception:  # an array of several values
+        value = object()
     if not isinstance(value, Real):
         raise RewardError(
             f"{_name(function)} returned {value!r:.80} ({type(value).__name__}) for problem "
-            f"{item.problem.id}; a score is a number, a Verdict or None"
+            f"{item.problem.id}; {fix}"
         )
     if not math.isfinite(value):
         raise RewardError(
             f"{_name(function)} returned {float(value)} for problem {item.problem.id}; "
             "return a finite number, or None where it does not apply"
         )
-    return Verdict(float(value))
+    return float(value)
 
 
-def _fault(function: Callable[..., Any], error: Exception) -> Fault:
+def _fault(function: Callable[..., Any], error: BaseException) -> Fault:
     """Names the exception and the last line of the reward's own file that was running."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.extract_tb(error.__traceback__, limit=-200)
     own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
     place = (own or frames)[-1]
-    message = " ".join(str(error).split())[:200]
-    return Fault(
-        "exception", f"{type(error).__name__}: {message} ({place.filename}, line {place.lineno})"
-    )
+    message = " ".join(str(error)[:1000].split())[:200]
+    kind = "memory" if isinstance(error, MemoryError) else "exception"
+    return Fault(kind, f"{type(error).__name__}: {message} ({place.filename}, line {place.lineno})")
 
 
 def _name(function: Callable[..., Any]) -> str:

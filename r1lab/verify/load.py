@@ -23,6 +23,18 @@ SIGNATURES = (
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What judging one response may take, where it runs in a worker process.
+
+    seconds      of wall clock
+    memory_mib   beyond what the worker held before it began with this response
+    """
+
+    seconds: float = 5.0
+    memory_mib: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
 class Reward:
     """A reward that was found and whose signature was checked.
 
@@ -32,6 +44,7 @@ class Reward:
     reference: Reference
     style: Style
     options: Mapping[str, Any] = field(default_factory=dict)
+    limits: Limits = Limits()
 
     @property
     def short_name(self) -> str:
@@ -47,7 +60,11 @@ class Reward:
 
 
 def load_reward(
-    reference: str, options: Mapping[str, Any] | None = None, *, key: str = "rewards"
+    reference: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    key: str = "rewards",
+    limits: Limits = Limits(),
 ) -> Reward:
     """The reward that `reference` names (see `r1lab.registry`), its signature and options checked.
 
@@ -56,7 +73,7 @@ def load_reward(
     """
     found = find(reference, "reward", key=f"{key}.reward")
     function = found.load(key=f"{key}.reward")
-    reward = Reward(found, _style(function, f"{key}.reward"), dict(options or {}))
+    reward = Reward(found, _style(function, f"{key}.reward"), dict(options or {}), limits)
     _check_options(function, reward, f"{key}.options")
     return reward
 

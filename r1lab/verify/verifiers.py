@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from r1lab.prompts import Template
 from r1lab.recipe import RewardSettings
 from r1lab.registry import PROBLEM_VERIFIER
 from r1lab.types import Fault, Outcome, Rollout, Scored, Verdict
-from r1lab.verify.call import InProcessRunner, Item, Runner
-from r1lab.verify.load import Reward, load_reward
+from r1lab.verify.call import InProcessRunner, Item, Runner, TrainerState
+from r1lab.verify.load import Limits, Reward, load_reward
 
 # What the score of the verifier that a problem names is called among the parts.
 ACCURACY = "accuracy"
@@ -29,20 +30,26 @@ class Verifiers:
         *,
         template: Template,
         runner: Runner | None = None,
+        max_steps: int = 0,
     ) -> None:
         """Load every reward that the settings name; RecipeError for one that cannot be used.
 
         The verifiers that problems name are loaded when the first such problem is scored.
-        `runner` says where they run; None: in this process.
+        `runner` says where those run that are to be isolated; None: all in this process. What
+        it started is closed by who made it. `max_steps` is what TRL's `trainer_state` will say.
         """
         self._settings = tuple(rewards)
         self._template = template
-        self._runner: Runner = InProcessRunner() if runner is None else runner
+        self._here = InProcessRunner()
+        self._walled: Runner = self._here if runner is None else runner
+        self._max_steps = max_steps
         self._of_problem: dict[tuple[int, str], Reward] = {}
         self._rewards = [
             None
             if setting.reward == PROBLEM_VERIFIER
-            else load_reward(setting.reward, setting.options, key=f"rewards.{index}")
+            else load_reward(
+                setting.reward, setting.options, key=f"rewards.{index}", limits=_limits(setting)
+            )
             for index, setting in enumerate(self._settings)
         ]
         self.names = _unique(
@@ -58,7 +65,7 @@ class Verifiers:
         the whole outcome a Fault: a sum that lacks a part would be a wrong score.
         """
         items = [
-            Item(rollout.problem, completion, prompt)
+            Item(rollout.problem, completion, prompt, self._state(completion.weight_version))
             for rollout in rollouts
             for prompt in (self._template.prompt(rollout.problem.question),)
             for completion in rollout.completions
@@ -70,28 +77,45 @@ class Verifiers:
             for rollout in rollouts
         ]
 
+    def reported(self, scored: Sequence[Scored]) -> dict[str, float]:
+        """Means of the parts that rewards report themselves, by name: `accuracy.steps`.
+
+        A part of a Verdict, and what a batched reward logs with TRL's `log_metric` and `log_extra`.
+        """
+        values: dict[str, list[float]] = {}
+        for group in scored:
+            for outcome in group.outcomes:
+                if isinstance(outcome, Verdict):
+                    for name in outcome.parts.keys() - set(self.names):
+                        values.setdefault(name, []).append(outcome.parts[name])
+        return {name: fmean(values[name]) for name in sorted(values)}
+
     def _run(self, index: int, items: Sequence[Item]) -> list[Outcome]:
         """The outcomes of one reward, in order."""
         reward = self._rewards[index]
+        runner = self._walled if self._settings[index].isolate else self._here
         if reward is not None:
-            return self._runner.run(reward, items)
+            return runner.run(reward, items)
         rows_of: dict[str, list[int]] = {}
         for row, item in enumerate(items):
             rows_of.setdefault(item.problem.verifier, []).append(row)
         outcomes: dict[int, Outcome] = {}
         for verifier, rows in rows_of.items():
-            results = self._runner.run(
-                self._verifier(index, verifier), [items[row] for row in rows]
-            )
+            results = runner.run(self._verifier(index, verifier), [items[row] for row in rows])
             outcomes.update(zip(rows, results, strict=True))
         return [outcomes[row] for row in range(len(items))]
 
     def _verifier(self, index: int, name: str) -> Reward:
         if (index, name) not in self._of_problem:
             key = f"rewards.{index} (problems with the verifier {name!r})"
-            options = self._settings[index].options
-            self._of_problem[index, name] = load_reward(name, options, key=key)
+            setting = self._settings[index]
+            self._of_problem[index, name] = load_reward(
+                name, setting.options, key=key, limits=_limits(setting)
+            )
         return self._of_problem[index, name]
+
+    def _state(self, version: int) -> TrainerState:
+        return TrainerState(version, self._max_steps)
 
     def _add_up(self, outcomes: Sequence[Outcome]) -> Outcome:
         score: float | None = None
@@ -108,6 +132,10 @@ class Verifiers:
             if outcome.score is not None:
                 score = (score or 0.0) + setting.weight * outcome.score
         return Verdict(score, "; ".join(reasons), parts)
+
+
+def _limits(setting: RewardSettings) -> Limits:
+    return Limits(setting.seconds, setting.memory_mib)
 
 
 def _parts(name: str, verdict: Verdict) -> Mapping[str, float]:

@@ -19,6 +19,12 @@ OPTIONS = {
     "train": ["--debug", "--dry-run", "--help", "--keys", "--resume", "-h", "RECIPE"],
     "eval": ["--debug", "--dry-run", "--help", "--json", "--keys", "-h", "RECIPE"],
     "pretrain": ["--debug", "--dry-run", "--help", "--keys", "-h", "RECIPE"],
+    "verify": [
+        *("--columns", "--debug", "--full", "--help", "--json", "--memory-mib", "--no-isolate"),
+        *("--num", "--options", "--problem-options", "--problems", "--seconds", "--template"),
+        *("-h", "REWARD"),
+    ],
+    "new": ["--debug", "--help", "-h", "KIND", "NAME"],
     "show": ["--debug", "--help", "--num", "--problem", "--samples", "--step", "-h", "RUN"],
 }
 

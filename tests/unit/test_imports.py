@@ -41,13 +41,14 @@ LEVELS = (
     ("r1lab.grpo", "r1lab.grpo.policy", "r1lab.grpo.step", "r1lab.grpo.checkpoint"),
     ("r1lab.evaluate",),
     ("r1lab.grpo.trainer",),
-    ("r1lab.stages", "r1lab.report"),
-    ("r1lab.cli",),
+    ("r1lab.stages", "r1lab.report", "r1lab.scaffold"),
+    ("r1lab.cli", "r1lab.cli_rewards"),
     ("r1lab.__main__",),
 )
 LIGHT = (
     "r1lab",
     "r1lab.cli",
+    "r1lab.cli_rewards",
     "r1lab.hints",
     "r1lab.problems",
     "r1lab.prompts",
@@ -56,6 +57,7 @@ LIGHT = (
     "r1lab.recipe_io",
     "r1lab.registry",
     "r1lab.run_folder",
+    "r1lab.scaffold",
     "r1lab.types",
     "r1lab.verify",
 )

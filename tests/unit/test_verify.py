@@ -12,7 +12,15 @@ from records import COMPACT, problem, rollout
 
 from r1lab.recipe import RewardSettings
 from r1lab.types import Fault, Outcome, R1labError, RecipeError, Rollout, Scored, Verdict
-from r1lab.verify import Item, Reward, RewardError, Verifiers, call_reward, load_reward
+from r1lab.verify import (
+    Item,
+    Reward,
+    RewardError,
+    TrainerState,
+    Verifiers,
+    call_reward,
+    load_reward,
+)
 
 RIGHT, WRONG = " so </think> <answer> 1 </answer>", " so </think> <answer> 9 </answer>"
 
@@ -81,12 +89,13 @@ def test_trl_columns(write, tmp_path: Path) -> None:
     first, second = problem(0, metadata={"level": 3}), problem(1, metadata={"unit": "cm"})
     groups = [rollout(0, RIGHT, WRONG), rollout(1, "x")]
     items = [
-        Item(p, c, COMPACT.prompt(p.question))
+        Item(p, c, COMPACT.prompt(p.question), TrainerState(7, 9))
         for p, group in zip((first, second), groups, strict=True)
         for c in group.completions
     ]
     call_reward(loaded, items)
     seen = loaded.function().__globals__["seen"]
+    assert callable(seen.pop("log_extra")) and callable(seen.pop("log_metric"))
     assert seen == {
         "prompts": ["User: 0 + 1 Assistant: <think>"] * 2 + ["User: 1 + 1 Assistant: <think>"],
         "completions": [RIGHT, WRONG, "x"],
@@ -95,6 +104,7 @@ def test_trl_columns(write, tmp_path: Path) -> None:
         "answer": ["1", "1", "2"],
         "level": [3, 3, None],
         "unit": [None, None, "cm"],
+        "trainer_state": TrainerState(global_step=7, max_steps=9),
     }
 
 

@@ -1,0 +1,189 @@
+"""Does a reward tell right from wrong? Asked without any model: `r1lab verify`.
+
+Responses are made from the problems themselves:
+    gold      the gold answer, well-formed: must score full
+    empty     nothing, no answer part, an empty one: must not
+    wrong     the answer of another problem, also with the gold one in the thinking part: must not
+    format    well-formed, with words that fit any question in place of an answer: must not
+    hostile   answers that hang, blow up or try to run code (`r1lab.verify.hostile`): must not, and
+              nothing of them may be executed
+A `Fault` is no score. It fails a gold answer; elsewhere it is counted and shown.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from r1lab.prompts import THINK_CLOSE, THINK_OPEN, Template
+from r1lab.types import Completion, Fault, Outcome, Problem
+from r1lab.verify.call import Item, Runner
+from r1lab.verify.hostile import hostile_items
+from r1lab.verify.load import Reward
+
+CHECKS = ("gold", "empty", "wrong", "format", "hostile")
+
+_NO_ANSWERS = ("", "?", "the answer", "...", r"\boxed{}", "answer here", "0 1 2 3 4 5 6 7 8 9")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One response to try a reward with; `what` says how it was made."""
+
+    check: str
+    what: str
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a reward made of one probe, and the seconds it took, the way to a worker included."""
+
+    probe: Probe
+    outcome: Outcome
+    passed: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """All probes of a reward. `executed`: some hostile text was run, the canary was written.
+
+    `per_second` are the gold, wrong and other harmless responses judged a second, in one batch.
+    """
+
+    tried: tuple[Tried, ...]
+    per_second: float
+    executed: bool
+
+    @property
+    def passed(self) -> bool:
+        return not self.executed and all(tried.passed for tried in self.tried)
+
+    def of(self, check: str) -> list[Tried]:
+        """Those of one kind, in order."""
+        return [tried for tried in self.tried if tried.probe.check == check]
+
+
+def respond(template: Template, answer: str | None, thinking: str = "I work it out.") -> Completion:
+    """A response that a model could have written; without an answer part where `answer` is None."""
+    text = f" {thinking} {THINK_CLOSE}"
+    if answer is not None:
+        text += f" <answer> {answer} </answer>"
+    if not template.prefix:
+        text = THINK_OPEN + text
+    return as_written(template, text)
+
+
+def as_written(template: Template, text: str) -> Completion:
+    """The record of a response that consists of this text."""
+    read = template.read(text)
+    return Completion(
+        token_ids=tuple(range(len(text.split()))),
+        text=text,
+        finish_reason="stop",
+        weight_version=0,
+        prefix=template.prefix,
+        thinking=read.thinking,
+        answer=read.answer,
+    )
+
+
+def make_probes(problems: Sequence[Problem], template: Template, canary: Path) -> list[Probe]:
+    """All probes for these problems, by kind and then by problem."""
+    probes: list[Probe] = []
+
+    def add(check: str, what: str, problem: Problem, completion: Completion) -> None:
+        item = Item(problem, completion, template.prompt(problem.question))
+        probes.append(Probe(check, what, item))
+
+    for problem in problems:
+        add("gold", "the gold answer", problem, respond(template, problem.answer))
+    for problem in problems:
+        add("empty", "no text at all", problem, as_written(template, ""))
+        add("empty", "no answer part", problem, respond(template, None))
+        add("empty", "an empty answer part", problem, respond(template, " "))
+    for problem, other in _with_another_answer(problems):
+        add("wrong", f"the answer of {other.id}", problem, respond(template, other.answer))
+        seen = f"It is <answer> {problem.answer} </answer> or \\boxed{{{problem.answer}}}."
+        wrong = respond(template, other.answer, seen)
+        add("wrong", f"the answer of {other.id}, the gold one in the thinking", problem, wrong)
+    for index, problem in enumerate(problems):
+        nothing = _NO_ANSWERS[index % len(_NO_ANSWERS)]
+        add("format", f"{nothing!r} for an answer", problem, respond(template, nothing))
+    for index, hostile in enumerate(hostile_items(canary)):
+        problem = problems[index % len(problems)]
+        answer = rf"\boxed{{{hostile.answer}}}" if index % 2 else hostile.answer
+        add("hostile", f"{hostile.family}: {hostile.name}", problem, respond(template, answer))
+    return probes
+
+
+def check_reward(
+    reward_of: Callable[[Problem], Reward],
+    problems: Sequence[Problem],
+    template: Template,
+    runner: Runner,
+    *,
+    full: float = 1.0,
+) -> CheckReport:
+    """Try a reward with every probe, one at a time, and then the harmless ones in one batch.
+
+    `reward_of` gives the reward of a problem (always the same one, or the verifier it names).
+    `full` is the score of a right answer. Raises RewardError where the reward breaks its contract.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        canary = Path(folder) / "canary"
+        probes = make_probes(problems, template, canary)
+        for reward, items in _by_reward([p.item for p in probes], reward_of):
+            runner.run(reward, items[:1])  # imports are no part of the time
+        tried = tuple(_try(probe, reward_of(probe.item.problem), runner, full) for probe in probes)
+        executed = canary.exists()
+    harmless = [probe.item for probe in probes if probe.check != "hostile"]
+    began = time.perf_counter()
+    for reward, items in _by_reward(harmless, reward_of):
+        runner.run(reward, items)
+    return CheckReport(tried, len(harmless) / (time.perf_counter() - began), executed)
+
+
+def _try(probe: Probe, reward: Reward, runner: Runner, full: float) -> Tried:
+    began = time.perf_counter()
+    (outcome,) = runner.run(reward, [probe.item])
+    seconds = time.perf_counter() - began
+    if isinstance(outcome, Fault):
+        return Tried(probe, outcome, probe.check != "gold", seconds)
+    is_full = outcome.score is not None and outcome.score >= full - 1e-9
+    return Tried(probe, outcome, is_full == (probe.check == "gold"), seconds)
+
+
+def _by_reward(
+    items: Iterable[Item], reward_of: Callable[[Problem], Reward]
+) -> list[tuple[Reward, list[Item]]]:
+    groups: dict[str, tuple[Reward, list[Item]]] = {}
+    for item in items:
+        reward = reward_of(item.problem)
+        groups.setdefault(reward.reference.text, (reward, []))[1].append(item)
+    return list(groups.values())
+
+
+def _with_another_answer(problems: Sequence[Problem]) -> list[tuple[Problem, Problem]]:
+    """Each problem with the next one that has another answer; those without such are left out."""
+    pairs = []
+    for index, problem in enumerate(problems):
+        for other in (*problems[index + 1 :], *problems[:index]):
+            if _plain(other.answer) != _plain(problem.answer):
+                pairs.append((problem, other))
+                break
+    return pairs
+
+
+def _plain(answer: str) -> str | Fraction:
+    """So that 0.5 and 1/2 are not taken for two answers."""
+    text = "".join(answer.lower().split())
+    try:
+        return Fraction(text) if len(text) < 40 and "e" not in text else text
+    except (ValueError, ZeroDivisionError):
+        return text

@@ -1,0 +1,214 @@
+"""The worker processes, seen from the process that trains: start, watch, kill.
+
+Deaths are told by the nursery (see `r1lab.verify.nursery`) and not read from the workers' sockets,
+which a child of a reward may hold open.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import weakref
+from dataclasses import dataclass
+
+from r1lab.types import R1labError
+from r1lab.verify.nursery import MAX_MESSAGE
+from r1lab.verify.wire import Inbox, Status
+
+_START = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from r1lab.verify.nursery import main; main(int(sys.argv[1]))"
+)
+_SEND_SECONDS = 60  # a worker that takes no work for so long is lost
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker process. `connection` carries jobs to it and replies back into `inbox`."""
+
+    id: int
+    connection: socket.socket
+    status: Status
+    inbox: Inbox
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something of a worker: it has sent (`died` is None), or it died of this."""
+
+    worker: Worker
+    died: str | None = None
+
+
+class Pool:
+    """Worker processes below one nursery. Not safe for several threads."""
+
+    def __init__(self) -> None:
+        if sys.platform != "linux":
+            raise R1labError("rewards are isolated on Linux only; set `isolate: false` for them")
+        self._ids = itertools.count(1)
+        self._workers: dict[int, Worker] = {}
+        self._selector = selectors.DefaultSelector()
+        self._commands, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # A session of its own: Ctrl-C reaches this process alone, which then ends the others.
+            self._nursery = subprocess.Popen(
+                [sys.executable, "-c", _START, str(theirs.fileno()), *map(str, sys.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a reward prints is not to mix with a command's own output
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=_environment(),
+            )
+        self._selector.register(self._commands, selectors.EVENT_READ)
+        self._end = weakref.finalize(self, _end, os.getpid(), self._commands, self._nursery)
+
+    def start(self) -> Worker:
+        """A new worker. Raises BrokenPipeError where the nursery has died."""
+        ours, theirs = socket.socketpair()
+        status = Status.create()
+        number = next(self._ids)
+        try:
+            self._tell({"do": "fork", "id": number}, [theirs.fileno(), status])
+            # Waiting for room to send has an end; receiving never waits.
+            seconds = _SEND_SECONDS.to_bytes(8, sys.byteorder) + bytes(8)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+            worker = Worker(number, ours, Status(status), Inbox(ours))
+        finally:
+            theirs.close()
+            os.close(status)
+        self._workers[number] = worker
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+        return worker
+
+    def preload(self, module: str) -> None:
+        """Let workers that are started from now on have this module already."""
+        self._tell({"do": "preload", "module": module})
+
+    def kill(self, worker: Worker) -> None:
+        """Kill a worker and its process group; no event will tell of it."""
+        if self._forget(worker):
+            self._tell({"do": "kill", "id": worker.id})
+
+    def wait(self, seconds: float) -> list[Event]:
+        """What happens within the time, at least one event, or none where it has passed.
+
+        Raises BrokenPipeError where the nursery has died, and every worker with it.
+        """
+        events, told = [], False
+        for key, _ in self._selector.select(max(seconds, 0)):
+            if key.data is None:
+                told = True
+            else:
+                events.append(Event(key.data))
+        # Deaths last: what a worker sent before it died counts.
+        return events + (self._deaths() if told else [])
+
+    def ignore(self, worker: Worker) -> None:
+        """Listen to this worker no more: its connection has ended, its death is to come."""
+        if worker.connection in self._selector.get_map():
+            self._selector.unregister(worker.connection)
+
+    def close(self) -> None:
+        """End all processes; returns when they have gone."""
+        for worker in list(self._workers.values()):
+            self._forget(worker)
+        self._selector.close()
+        self._end()
+
+    def _deaths(self) -> list[Event]:
+        deaths: list[Event] = []
+        while True:
+            try:
+                message = self._commands.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return deaths
+            except OSError:
+                message = b""
+            if not message:
+                raise BrokenPipeError("the nursery has died")
+            said = json.loads(message)
+            worker = self._workers.get(said["id"])
+            if worker is not None:
+                deaths.append(Event(worker, said["died"]))
+
+    def _forget(self, worker: Worker) -> bool:
+        if self._workers.pop(worker.id, None) is None:
+            return False
+        self.ignore(worker)
+        worker.connection.close()
+        return True
+
+    def _tell(self, message: dict[str, object], descriptors: list[int] | None = None) -> None:
+        socket.send_fds(self._commands, [json.dumps(message).encode()], descriptors or [])
+
+
+class Crew:
+    """The pool's workers between jobs: taken, given back, dropped. Starts the pool when needed."""
+
+    def __init__(self) -> None:
+        self._pool: Pool | None = None
+        self._owner = os.getpid()
+        self._idle: list[Worker] = []
+        self._preloaded: set[str] = set()
+
+    def take(self, module: str) -> Worker:
+        """An idle worker, or a new one; `module` is where the reward lives that it will run."""
+        if self._owner != os.getpid():  # a fork: the processes belong to the parent
+            self._pool, self._idle, self._owner = None, [], os.getpid()
+        if self._idle:
+            return self._idle.pop()
+        if self._pool is None:
+            self._pool, self._preloaded = Pool(), set()
+        # Shipped rewards are known to start no threads, so they may be imported before the fork.
+        if module.startswith("r1lab.rewards.") and module not in self._preloaded:
+            self._pool.preload(module)
+            self._preloaded.add(module)
+        return self._pool.start()
+
+    def give_back(self, worker: Worker) -> None:
+        """For the next job."""
+        self._idle.append(worker)
+
+    def drop(self, worker: Worker) -> None:
+        """Use a worker no more, dead or alive."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if self._pool is not None:
+            self._pool.kill(worker)
+
+    def discard(self) -> None:
+        """End every process."""
+        if self._pool is not None and self._owner == os.getpid():
+            self._pool.close()
+        self._pool, self._idle = None, []
+
+    def wait(self, seconds: float) -> list[Event]:
+        """See `Pool.wait`."""
+        assert self._pool is not None
+        return self._pool.wait(seconds)
+
+    def ignore(self, worker: Worker) -> None:
+        """See `Pool.ignore`."""
+        assert self._pool is not None
+        self._pool.ignore(worker)
+
+
+def _environment() -> dict[str, str]:
+    """One thread for each worker, and the same order of sets in every run."""
+    defaults = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    return {**defaults, **os.environ}
+
+
+def _end(owner: int, commands: socket.socket, nursery: subprocess.Popen[bytes]) -> None:
+    commands.close()
+    if os.getpid() == owner:  # not in a fork of it
+        nursery.wait()

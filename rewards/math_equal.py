@@ -1,0 +1,277 @@
+"""Are two trees the same answer? The policy of docs/verifiers.md.
+
+`same(gold, given)` settles what each side claims (a named value, an equation, a set of numbers, a
+list) and compares claims of one kind. Numbers are compared exactly where both are rational, else
+to more digits than both are long; expressions at random points, which are rational themselves.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from fractions import Fraction
+from itertools import pairwise
+
+from r1lab.rewards.math_grammar import Node, Unreadable, has, neg, number
+from r1lab.rewards.math_regions import REGIONS, as_region, holds_in, is_region, same_regions
+from r1lab.rewards.math_settle import Contradiction, bare, pack, settle, unit_of
+from r1lab.rewards.math_units import conversion
+from r1lab.rewards.math_values import (
+    Undefined,
+    Value,
+    as_matrix,
+    context,
+    evaluate,
+    is_real,
+    lift,
+    names_of,
+    weight,
+)
+
+_MOST_MEMBERS = 60
+_POINTS = 5
+_MOST_NAMES = 30
+_MOST_DIGITS = 2048
+
+
+def same(gold: Node, given: Node) -> bool:
+    """Whether the trees are the same answer. Raises Unreadable for what cannot be judged."""
+    try:
+        gold, given = settle(gold, scalars_agree), settle(given, scalars_agree)
+    except Contradiction:
+        return False
+    return agree(gold, given)
+
+
+def agree(gold: Node, given: Node) -> bool:
+    """`same`, for sides that are settled already."""
+    if gold == given:
+        return True
+    kinds = {gold.kind, given.kind}
+    if "named" in kinds or "equation" in kinds:
+        return _equations_agree(gold, given)
+    if "list" in kinds or "set" in kinds:
+        return _collections_agree(gold, given)
+    if is_region(gold) or is_region(given):
+        return _regions_agree(gold, given)
+    if "tuple" in kinds or has(gold, "matrix") or has(given, "matrix"):
+        return _tables_agree(gold, given)
+    if "ratio" in kinds:
+        return gold.kind == given.kind and _ratios_agree(gold, given)
+    if "text" in kinds or "base" in kinds:
+        return gold.kind == given.kind and gold.value == given.value
+    return _quantities_agree(gold, given)
+
+
+def _equations_agree(gold: Node, given: Node) -> bool:
+    if gold.kind == "named" and given.kind == "named":
+        if agree(gold.args[0], given.args[0]):
+            return agree(gold.args[1], given.args[1])
+        name, other = gold.args[0], given.args[0]
+        one_function = name.kind == other.kind == "opaque" and name.value == other.value
+        if one_function and all(arg.kind == "sym" for arg in (*name.args, *other.args)):
+            renaming = {b.value: a for a, b in zip(name.args, other.args, strict=False)}
+            return agree(gold.args[1], _renamed(given.args[1], renaming))
+    elif "equation" not in (gold.kind, given.kind):
+        value, other = (gold, given) if gold.kind == "named" else (given, gold)
+        return agree(value.args[1], other)
+    if any(node.kind not in ("named", "equation") for node in (gold, given)):
+        return False
+    if any(is_region(node.args[1]) or node.args[1].kind in _MANY for node in (gold, given)):
+        return False
+    one, two = (Node("add", (node.args[0], neg(node.args[1]))) for node in (gold, given))
+    if has(one, "text") or has(two, "text"):
+        return False
+    return names_of(one) == names_of(two) and _multiples(one, two, positive=False)
+
+
+_MANY = ("list", "set", "tuple", "matrix", "text", "ratio", "base")
+
+
+def _renamed(node: Node, renaming: dict[str, Node]) -> Node:
+    if node.kind == "sym":
+        return renaming.get(node.value, node)
+    return node._replace(args=tuple(_renamed(arg, renaming) for arg in node.args))
+
+
+def _collections_agree(gold: Node, given: Node) -> bool:
+    if (is_region(gold) or is_region(given)) and _regions_agree(gold, given):
+        return True
+    if gold.kind not in ("list", "set", "tuple") or given.kind not in ("list", "set", "tuple"):
+        table = as_matrix(gold) or as_matrix(given)
+        return table is not None and _tables_agree(gold, given)
+    if max(len(gold.args), len(given.args)) > _MOST_MEMBERS:
+        raise Unreadable("a collection beyond the limit")
+    if "tuple" in (gold.kind, given.kind):
+        if "set" in (gold.kind, given.kind):
+            return False
+        return _in_order(gold.args, given.args)
+    one, two = gold.args, given.args
+    if _distinct_names(one) != _distinct_names(two):
+        return _in_order(one, two)
+    return all(any(agree(a, b) for b in two) for a in one) and all(
+        any(agree(a, b) for a in one) for b in two
+    )
+
+
+def _distinct_names(members: tuple[Node, ...]) -> bool:
+    """Whether the members are values of different names: x = 1, y = 2."""
+    names = [member.args[0] for member in members if member.kind == "named"]
+    return len(names) == len(members) > 1 and len(set(names)) == len(names)
+
+
+def _in_order(one: tuple[Node, ...], two: tuple[Node, ...]) -> bool:
+    return len(one) == len(two) and all(agree(a, b) for a, b in zip(one, two, strict=True))
+
+
+def _regions_agree(gold: Node, given: Node) -> bool:
+    if gold.kind == given.kind == "inequality":
+        return _inequalities_agree(gold, given)
+    one, two = as_region(gold), as_region(given)
+    if one is not None and two is not None:
+        return same_regions(one, two)
+    if one is not None and given.kind == "inequality":
+        return holds_in(given, one)
+    return two is not None and gold.kind == "inequality" and holds_in(gold, two)
+
+
+def _inequalities_agree(gold: Node, given: Node) -> bool:
+    for sides, signs in (
+        (given.args, given.value),
+        (given.args[::-1], tuple(REGIONS[sign] for sign in given.value[::-1])),
+    ):
+        if signs == gold.value and all(
+            scalars_agree(a, b) for a, b in zip(gold.args, sides, strict=True)
+        ):
+            return True
+    if len(gold.value) != 1 or len(given.value) != 1:
+        return False
+    parts = []
+    for node in (gold, given):
+        left, right = node.args
+        if node.value[0] in ("<", "<="):
+            left, right = right, left
+        parts.append(Node("add", (left, neg(right))))
+    strict = [node.value[0].rstrip("=") == node.value[0] for node in (gold, given)]
+    unequal = [node.value[0] == "!=" for node in (gold, given)]
+    if strict[0] != strict[1] or unequal[0] != unequal[1]:
+        return False
+    return _multiples(parts[0], parts[1], positive=not unequal[0])
+
+
+def _tables_agree(gold: Node, given: Node) -> bool:
+    if gold.kind == given.kind == "tuple":
+        return _in_order(gold.args, given.args)
+    tables = [as_matrix(node) for node in (gold, given)]
+    if tables[0] is not None and tables[1] is not None:
+        one, two = tables
+        return len(one) == len(two) and all(
+            _in_order(tuple(a), tuple(b)) for a, b in zip(one, two, strict=True)
+        )
+    table, other = (tables[0], given) if tables[0] is not None else (tables[1], gold)
+    if table is None or other.kind not in ("tuple", "list") or min(len(table), len(table[0])) > 1:
+        return False
+    return _in_order(tuple(cell for row in table for cell in row), other.args)
+
+
+def _ratios_agree(gold: Node, given: Node) -> bool:
+    one, two = gold.args, given.args
+    if len(one) != len(two):
+        return False
+    if _in_order(one, two):
+        return True
+    return all(
+        scalars_agree(Node("mul", (a, d)), Node("mul", (b, c)))
+        for (a, b), (c, d) in zip(pairwise(one), pairwise(two), strict=True)
+    ) and not any(scalars_agree(arg, number(0)) for arg in (*one, *two))
+
+
+def _quantities_agree(gold: Node, given: Node) -> bool:
+    """Scalars, each perhaps with a unit, a percent sign or a degree sign."""
+    unit_gold, unit_given = unit_of(gold), unit_of(given)
+    one, two = bare(gold), bare(given)
+    if unit_gold and unit_given:
+        factor = conversion(unit_gold, unit_given)
+        if factor is None:
+            return False
+        if factor != 1:
+            two = Node("mul", (number(factor), two))
+    if scalars_agree(one, two):
+        return True
+    if "percent" in (gold.kind, given.kind) or "degree" in (gold.kind, given.kind):
+        # The value that the sign stands for: 50% is 1/2, 180 degrees are pi.
+        return gold.kind != given.kind and scalars_agree(gold, given)
+    return False
+
+
+# Scalars
+
+
+def scalars_agree(gold: Node, given: Node) -> bool:
+    """Whether two expressions have the same value everywhere."""
+    if gold == given:
+        return True
+    if gold.kind == "num" and given.kind == "num":
+        return bool(gold.value == given.value)
+    if gold.kind == "const" and given.kind == "const":
+        return bool(gold.value == given.value)
+    seen = 0
+    for one, two, mp in _values(gold, given):
+        seen += 1
+        if not _close(one, two, mp):
+            return False
+    return seen > 0
+
+
+def _values(one: Node, two: Node) -> list[tuple[Value, Value, object]]:
+    """Both values at points where both are defined, real ones alone where there are any."""
+    names = sorted(names_of(one) | names_of(two))
+    if len(names) > _MOST_NAMES:
+        raise Unreadable("too many names")
+    digits = 40 + 2 * (weight(one) + weight(two))
+    mp = context(min(-(-digits // 64) * 64, _MOST_DIGITS))
+    draw = random.Random(zlib.crc32(repr((one, two)).encode()))
+    real, other = [], []
+    for place in range(_POINTS if names else 1):
+        signs = (1,) if place < 3 else (1, -1)
+        point = {
+            name: Fraction(draw.randint(11, 499), draw.randint(101, 199)) * draw.choice(signs)
+            for name in names
+        }
+        try:
+            pair = (evaluate(one, point, mp), evaluate(two, point, mp), mp)
+        except Undefined:
+            continue
+        exact = isinstance(pair[0], Fraction) and isinstance(pair[1], Fraction)
+        if digits > _MOST_DIGITS and not exact:
+            raise Unreadable("numbers beyond the limit")
+        all_real = is_real(pair[0], mp) and is_real(pair[1], mp)
+        (real if all_real else other).append(pair)
+    return real or other
+
+
+def _close(one: Value, two: Value, mp: object) -> bool:
+    if isinstance(one, Fraction) and isinstance(two, Fraction):
+        return one == two
+    one, two = lift(one, mp), lift(two, mp)
+    limit = mp.mpf(10) ** (-(mp.dps * 3) // 5)  # type: ignore[attr-defined]
+    return bool(abs(one - two) <= limit * (1 + abs(one)))
+
+
+def _multiples(one: Node, two: Node, *, positive: bool) -> bool:
+    """Whether one expression is a fixed non-zero multiple of the other, and neither vanishes."""
+    ratio: Value = None
+    for left, right, mp in _values(one, two):
+        left, right = lift(left, mp), lift(right, mp)
+        if _close(left, mp.mpf(0), mp) or _close(right, mp.mpf(0), mp):  # type: ignore[attr-defined]
+            return False
+        if ratio is None:
+            ratio = left / right
+        elif not _close(ratio, left / right, mp):
+            return False
+    if ratio is None or not names_of(one):
+        return False
+    return not positive or (getattr(ratio, "imag", 0) == 0 and ratio > 0)
+
+
+__all__ = ["agree", "pack", "same", "scalars_agree"]
