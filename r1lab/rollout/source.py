@@ -110,19 +110,23 @@ class RolloutSource:
         """Carry the policy's weights to the sampler; exact when it returns."""
         self.sampler.sync(policy.checkpoint_weights(), policy.version)
 
-    def check_agreement(self, kl: float | None, num_tokens: int, measure: Measure) -> None:
+    def check_agreement(self, kl: float | None, num_tokens: int, measure: Measure) -> float | None:
         """Hold the k3 estimate over this step's own tokens against the bound; may stop the run.
 
-        Rounding that moves a token to another expert moves the rest of its response too, so chance
-        is broader than `SyncGuard.bound` can know. An estimate past the bound is therefore taken
-        once more, from fresh samples of the step's questions: `measure` gives (KL, tokens) of
-        rollouts over all processes. Stale weights pass the bound again; a run of bad luck does not.
+        Rounding that moves a token to another expert moves the rest of its response too, and late
+        in a run the step's own tokens are those of its hardest questions: chance is broader than
+        `SyncGuard.bound` can know. An estimate past the bound is therefore taken once more, from
+        fresh samples of all the step's questions: `measure` gives (KL, tokens) of rollouts over
+        all processes. Stale weights pass the bound again; a run of bad luck does not.
+
+        Returns that second estimate, None where the first one held.
         """
         if self.guard.holds(kl, num_tokens):
-            return
+            return None
         groups = self._sample(self._prompts, _seed(self._seed, self._position, self._rank, 1))
         kl, num_tokens = measure(self._as_rollouts(groups))
         self.guard.check(kl, num_tokens, self.sampler.version)
+        return kl
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of a prompt, here and in evaluation."""

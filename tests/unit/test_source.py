@@ -120,7 +120,7 @@ def test_weights_travel_with_their_version_and_a_missed_sync_stops_the_run():
 def test_disagreement_stops_the_run_when_fresh_samples_confirm_it():
     stream = source(max_sync_kl=1e-3)
     drawn = stream.next(0)
-    stream.check_agreement(5e-4, 1000, unasked)
+    assert stream.check_agreement(5e-4, 1000, unasked) is None
     measured = []
 
     def measure(kl):
@@ -130,7 +130,8 @@ def test_disagreement_stops_the_run_when_fresh_samples_confirm_it():
 
         return again
 
-    stream.check_agreement(2e-3, 1000, measure(3e-4))  # bad luck: the run goes on
+    # Bad luck: the run goes on.
+    assert stream.check_agreement(2e-3, 1000, measure(3e-4)) == 3e-4
     with pytest.raises(RunStopped, match=r"KL 0\.004 .*algorithm\.max_sync_kl"):
         stream.check_agreement(2e-3, 1000, measure(4e-3))
     for rollouts in measured:
