@@ -128,6 +128,6 @@ def _broken(thinking: str, answer: str, rng: random.Random) -> str:
     return rng.choice(forms)
 
 
-def load(*, seed: int = 0, **dials: object) -> Corpus:
+def documents(*, seed: int = 0, **dials: object) -> Corpus:
     """The corpus with the given dials, the others at their defaults."""
     return Corpus(Dials(**dials), seed)  # type: ignore[arg-type]

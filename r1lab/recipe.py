@@ -220,7 +220,7 @@ class CorpusSettings(Section):
     """What a base is pre-trained on."""
 
     source: str = Field(
-        "r1lab.data.corpus:load", description="path/to/file.py:load or package.module:load"
+        "r1lab.data.corpus:documents", description="path/to/file.py:load or package.module:load"
     )
     options: dict[str, Any] = Field(default_factory=dict, description="the corpus's dials")
 

@@ -146,11 +146,6 @@ def resolve(text: str, kind: Kind, *, key: str = "") -> Callable[..., Any]:
     return find(text, kind, key=key).load(key=key)
 
 
-def resolve_callable(text: str, *, key: str = "", default: str = "load") -> Callable[..., Any]:
-    """Like `resolve`, for a kind that nothing ships under a short name (a corpus)."""
-    return resolve(text if ":" in text else f"{text}:{default}", "source", key=key)
-
-
 @cache
 def shipped(kind: Kind) -> tuple[str, ...]:
     """Names of the rewards or sources that ship: files that define `reward` or `load`."""

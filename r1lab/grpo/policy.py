@@ -9,23 +9,26 @@ different numbers of micro-batches, or none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from r1lab.grpo.batch import MicroBatch, microbatches
+from r1lab.grpo.batch import MicroBatch, microbatches, pack
 from r1lab.grpo.loss import LossStats, policy_loss, token_logprobs
 from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.weights import base_model, checkpoint_weights
 from r1lab.recipe import AlgorithmSettings, OptimizerSettings
 from r1lab.rollout.agreement import k3_sum
-from r1lab.types import Batch
+from r1lab.types import Batch, Rollout, Scored, Verdict
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+_TOKENS_WITHOUT_GRADIENT = 4096  # padded tokens of a forward without backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,23 @@ class Policy:
             logp, _ = self.logprobs(micro.to(self.accelerator.device))
             flat[micro.positions] = logp.float().cpu()
         return flat
+
+    @torch.no_grad()
+    def sampler_gap(self, rollouts: Sequence[Rollout]) -> tuple[float | None, int]:
+        """(k3 estimate of KL(sampler, trainer), tokens) of rollouts with log-probs, all processes.
+
+        What `gather_gradient` reports on its way, for rollouts that are not trained on.
+        """
+        unscored = [Scored(r, (Verdict(None),) * len(r.completions)) for r in rollouts]
+        ones = [[1.0] * len(r.completions) for r in rollouts]
+        batch = pack(unscored, ones, loss="token_mean", max_tokens=1)
+        gap = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        for micro in microbatches(batch, _TOKENS_WITHOUT_GRADIENT, pad_token_id=self.pad_token_id):
+            micro = micro.to(self.accelerator.device)
+            assert micro.logp_sampler is not None
+            gap += k3_sum(micro.logp_sampler, self.logprobs(micro)[0])
+        total, num_tokens = self.sum_over_processes(gap).tolist()
+        return (total / num_tokens if num_tokens else None), int(num_tokens)
 
     def apply_gradient(self, *, has_gradient: bool = True) -> dict[str, float]:
         """One AdamW update with the gathered gradient; returns its norm and the learning rate.

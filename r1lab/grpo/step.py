@@ -49,13 +49,16 @@ def rl_step(
             if len(stats) == 1:
                 # The first gradient is taken under the very weights that sampled: agreement of
                 # sampler and trainer is judged here, before anything is changed by it.
-                source.check_agreement(stats[0].sync_kl, stats[0].num_tokens)
+                rechecked = source.check_agreement(
+                    stats[0].sync_kl, stats[0].num_tokens, policy.sampler_gap
+                )
             update = policy.apply_gradient(has_gradient=stats[-1].num_sequences > 0)
         policy.version += 1
     with clock("sync"):
         source.sync(policy)  # exact weights
     metrics = {**summarise(scored, verifiers, policy), **update_metrics(stats), **update}
     metrics["sync_kl_bound"] = source.guard.bound(stats[0].num_tokens)
+    metrics["sync_kl_rechecked"] = rechecked
     return StepResult(scored, metrics, clock.seconds)
 
 

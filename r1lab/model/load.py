@@ -256,7 +256,7 @@ def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch
     if (target / "config.json").is_file():
         return target
     logging.getLogger(__name__).info("dequantising %s into %s", source, target)
-    with _unreadable(settings.path, "its GGUF file does not load"):
+    with _unreadable(settings.path, "its GGUF file does not load"), _without_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             gguf_file=settings.gguf_file,
@@ -264,6 +264,7 @@ def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch
             dtype=dtype,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=settings.gguf_file)
+    _mend_special_tokens(tokenizer, model, source)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
@@ -273,3 +274,21 @@ def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch
         if not (target / "config.json").is_file():
             raise
     return target
+
+
+def _mend_special_tokens(tokenizer: Any, model: Any, source: Path) -> None:
+    """Take the first and last token of a sequence from the GGUF file itself.
+
+    transformers 5.17 makes a Llama-style file's beginning-of-sequence its end-of-sequence, so that
+    no response would ever end.
+    """
+    from gguf import GGUFReader
+
+    fields = GGUFReader(source).fields
+    for name in ("bos", "eos"):
+        field = fields.get(f"tokenizer.ggml.{name}_token_id")
+        if field is not None:
+            token = int(field.contents())
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
+            setattr(model.config, f"{name}_token_id", token)
+            setattr(model.generation_config, f"{name}_token_id", token)

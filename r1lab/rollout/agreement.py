@@ -115,18 +115,27 @@ class SyncGuard:
         reliable = min(num_tokens, self.floor_tokens)
         return max(BOUND_OVER_FLOOR * self.floor, self.floor + _chance(self.floor, reliable))
 
+    def holds(self, kl: float | None, num_tokens: int) -> bool:
+        """Whether an estimate is within the bound; no tokens are no evidence against it.
+
+        The first one measures the floor.
+        """
+        if kl is None or num_tokens == 0:
+            return True
+        if not kl <= self.bound(num_tokens):  # so that a NaN fails too
+            return False
+        if self.floor is None:
+            self.floor, self.floor_tokens = kl, num_tokens
+        return True
+
     def check(self, kl: float | None, num_tokens: int, version: int) -> None:
         """Hold one step's estimate against the bound; None (no tokens) is let pass.
 
         Raises RunStopped, which names the estimate, the bound and what to look at.
         """
-        if kl is None or num_tokens == 0:
-            return
-        bound = self.bound(num_tokens)
-        if not kl <= bound:  # so that a NaN stops too
-            raise RunStopped(self._message(kl, bound, num_tokens, version))
-        if self.floor is None:
-            self.floor, self.floor_tokens = kl, num_tokens
+        if not self.holds(kl, num_tokens):
+            assert kl is not None
+            raise RunStopped(self._message(kl, self.bound(num_tokens), num_tokens, version))
 
     def _message(self, kl: float, bound: float, num_tokens: int, version: int) -> str:
         if self.max_kl is not None:

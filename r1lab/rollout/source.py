@@ -7,18 +7,29 @@ that goes on from a saved position goes on with the same rollouts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1lab.prompts import Template
 from r1lab.recipe import SamplingRecipe
 from r1lab.rollout.agreement import SyncGuard
 from r1lab.rollout.sampler import Sampler
-from r1lab.types import Problem, RecipeError, Rollout, RunStopped, SamplingSettings
+from r1lab.types import (
+    Completion,
+    Problem,
+    Prompts,
+    RecipeError,
+    Rollout,
+    RunStopped,
+    SamplingSettings,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+
+Measure = Callable[[list[Rollout]], tuple[float | None, int]]
 
 
 class Problems(Protocol):
@@ -67,6 +78,8 @@ class RolloutSource:
         self._settings = settings
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._position = 0  # questions drawn so far, by all processes together
+        self._problems_of_step: list[Problem] = []
+        self._prompts: list[tuple[int, ...]] = []
 
     def start(self, policy: Weights) -> None:
         """Give the sampler the policy's weights, whatever it was built with."""
@@ -83,12 +96,10 @@ class RolloutSource:
         problems = [self._problems[index] for index in step[self._rank :: self._world_size]]
         prompts = [self.encode(self._template.prompt(problem.question)) for problem in problems]
         self._check_fit(problems, prompts)
-        groups = self.sampler.generate(prompts, self._sampling(), template=self._template)
+        self._problems_of_step, self._prompts = problems, prompts
+        groups = self._sample(prompts, _seed(self._seed, self._position, self._rank))
         self._position = step.stop
-        return [
-            Rollout(problem, prompt, group)
-            for problem, prompt, group in zip(problems, prompts, groups, strict=True)
-        ]
+        return self._as_rollouts(groups)
 
     def check_fit(self, problems: Sequence[Problem]) -> None:
         """Refuse prompts that leave no room for a response; raises RecipeError."""
@@ -99,9 +110,23 @@ class RolloutSource:
         """Carry the policy's weights to the sampler; exact when it returns."""
         self.sampler.sync(policy.checkpoint_weights(), policy.version)
 
-    def check_agreement(self, kl: float | None, num_tokens: int) -> None:
-        """Hold the k3 estimate over this step's own tokens against the bound; may stop the run."""
+    def check_agreement(self, kl: float | None, num_tokens: int, measure: Measure) -> float | None:
+        """Hold the k3 estimate over this step's own tokens against the bound; may stop the run.
+
+        Rounding that moves a token to another expert moves the rest of its response too, and late
+        in a run the step's own tokens are those of its hardest questions: chance is broader than
+        `SyncGuard.bound` can know. An estimate past the bound is therefore taken once more, from
+        fresh samples of all the step's questions: `measure` gives (KL, tokens) of rollouts over
+        all processes. Stale weights pass the bound again; a run of bad luck does not.
+
+        Returns that second estimate, None where the first one held.
+        """
+        if self.guard.holds(kl, num_tokens):
+            return None
+        groups = self._sample(self._prompts, _seed(self._seed, self._position, self._rank, 1))
+        kl, num_tokens = measure(self._as_rollouts(groups))
         self.guard.check(kl, num_tokens, self.sampler.version)
+        return kl
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of a prompt, here and in evaluation."""
@@ -120,15 +145,24 @@ class RolloutSource:
         """Close the sampler."""
         self.sampler.close()
 
-    def _sampling(self) -> SamplingSettings:
-        return SamplingSettings(
+    def _sample(self, prompts: Prompts, seed: int) -> list[tuple[Completion, ...]]:
+        settings = SamplingSettings(
             num_samples=self._settings.group_size,
             temperature=self._settings.temperature,
             top_p=self._settings.top_p,
             max_tokens=self._settings.max_tokens,
             logprobs=True,
-            seed=_seed(self._seed, self._position, self._rank),
+            seed=seed,
         )
+        return self.sampler.generate(prompts, settings, template=self._template)
+
+    def _as_rollouts(self, groups: Sequence[tuple[Completion, ...]]) -> list[Rollout]:
+        return [
+            Rollout(problem, prompt, group)
+            for problem, prompt, group in zip(
+                self._problems_of_step, self._prompts, groups, strict=True
+            )
+        ]
 
     def _check_fit(self, problems: Sequence[Problem], prompts: Sequence[tuple[int, ...]]) -> None:
         longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))

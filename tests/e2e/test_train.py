@@ -119,3 +119,21 @@ def test_dr_grpo_with_minibatches_and_the_transformers_sampler(tmp_path):
         "--model.dtype=float32", "--steps=2",
     )  # fmt: skip
     assert all(line["sync_kl"] < 1e-4 for line in lines(tmp_path / "dr") if line["sync_kl"])
+
+
+@pytest.mark.parametrize("fault", ["repack_experts", "mend_rotary_embedding"])
+def test_a_sampler_that_keeps_old_state_stops_the_run(tmp_path, fault):
+    """The whole loop, with one mend of the sync left out: stopped in one line, exit code 4."""
+    planted = (
+        "import sys; from r1lab.rollout import vllm_mends; from r1lab.cli import main; "
+        f"vllm_mends.{fault} = lambda *_: None; sys.exit(main())"
+    )
+    settings = (*SHORT, "--steps=8", "--optimizer.learning_rate=2e-3", "--optimizer.warmup_steps=0",
+                "--checkpoints.every=0", "--sampling.questions_per_step=8")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", planted, "train", "recipes/quickstart.yaml",
+         f"--output={tmp_path / 'run'}", *settings],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr[-3000:]
+    assert "sampler and trainer disagree" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,119 @@
+"""The contract of a sampler, held to both engines on the shipped base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from rig import long_prompts
+
+from r1lab.model.load import load_base
+from r1lab.prompts import TEMPLATES
+from r1lab.recipe import ModelSettings
+from r1lab.rollout.agreement import both_logprobs, k3_kl
+from r1lab.rollout.build import build_sampler
+from r1lab.rollout.sampler import Sampler
+from r1lab.types import Completion, SamplingSettings
+
+TEMPLATE = TEMPLATES["compact"]
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[Any, Any, Any]:
+    return load_base(ModelSettings(path="nano"))
+
+
+@pytest.fixture(scope="module", params=["vllm", "transformers"])
+def sampler(request, base) -> Iterator[Sampler]:
+    _, tokenizer, folder = base
+    sampler = build_sampler(request.param, folder, tokenizer, max_model_len=128, seed=3)
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(base) -> list[tuple[int, ...]]:
+    return long_prompts(base[1], 12)
+
+
+def sample(sampler: Sampler, prompts, **settings) -> list[tuple[Completion, ...]]:
+    settings = {"num_samples": 4, "max_tokens": 40, "logprobs": True, "seed": 1, **settings}
+    return sampler.generate(prompts, SamplingSettings(**settings), template=TEMPLATE)
+
+
+def test_it_is_a_sampler(sampler: Sampler):
+    assert isinstance(sampler, Sampler)
+    assert (sampler.version, sampler.max_model_len) == (0, 128)
+    assert sampler.generate([], SamplingSettings(), template=TEMPLATE) == []
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.6}, {"temperature": 1.5}])
+def test_logprobs_are_of_the_distribution_sampled_from(sampler, base, prompts, settings):
+    groups = sample(sampler, prompts, num_samples=16, **settings)
+    both = both_logprobs(base[0], prompts, groups, temperature=settings.get("temperature", 1.0))
+    assert k3_kl(*both) < 1e-3
+    wrong = both_logprobs(base[0], prompts, groups, temperature=1.1)
+    assert k3_kl(*wrong) > k3_kl(*both)
+
+
+def test_top_p_draws_from_the_nucleus_and_says_its_probability(sampler, base, prompts):
+    groups = sample(sampler, prompts, top_p=0.5, num_samples=8)
+    sampled, trained = both_logprobs(base[0], prompts, groups)
+    assert float((sampled - trained).min()) > -0.1  # what is left of the nucleus is scaled up
+    assert float((sampled - trained).mean()) > 0.05
+    # A token whose own probability passes top_p has the nucleus to itself.
+    alone = trained > -0.6
+    assert float(sampled[alone].abs().max()) < 0.1
+
+
+def test_completions_are_whole_records(sampler, base, prompts):
+    tokenizer = base[1]
+    groups = sample(sampler, prompts)
+    assert [len(group) for group in groups] == [4] * len(prompts)
+    finished = [c for group in groups for c in group if c.finish_reason == "stop"]
+    assert finished, "the base ends some responses within 40 tokens"
+    for completion in finished:
+        assert completion.token_ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.eos_token_id not in completion.token_ids[:-1]
+        assert tokenizer.eos_token not in completion.text
+        assert completion.text == tokenizer.decode(completion.token_ids[:-1])
+        assert len(completion.logprobs) == len(completion.token_ids)
+        assert completion.prefix == "<think>" and completion.weight_version == 0
+    assert any(c.answer is not None and c.thinking is not None for c in finished)
+    (cut,) = sample(sampler, prompts[:1], num_samples=1, max_tokens=2, logprobs=False)
+    assert (cut[0].finish_reason, len(cut[0].token_ids), cut[0].logprobs) == ("length", 2, None)
+
+
+def test_a_seed_makes_the_call_and_the_stream_goes_on_without_one(sampler, prompts):
+    first, unseeded = sample(sampler, prompts), sample(sampler, prompts, seed=None)
+    assert sample(sampler, prompts) == first
+    assert sample(sampler, prompts, seed=2) != first
+    assert sample(sampler, prompts, seed=None) != unseeded
+
+
+def test_the_trainers_random_state_is_left_alone(sampler, prompts):
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    sample(sampler, prompts)
+    sample(sampler, prompts, seed=None)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_greedy_answers_are_the_most_probable_and_the_same(sampler, base, prompts):
+    groups = sample(sampler, prompts, temperature=0.0, num_samples=3)
+    assert all(group[0] == group[1] == group[2] for group in groups)
+    ids = torch.tensor([prompts[0] + groups[0][0].token_ids])
+    with torch.no_grad():
+        best = base[0](input_ids=ids).logits[0, len(prompts[0]) - 1 : -1].argmax(-1)
+    assert tuple(best.tolist()) == groups[0][0].token_ids
+    assert sample(sampler, prompts, temperature=0.0, num_samples=1, seed=9)[0][0] == groups[0][0]
+
+
+def test_versions_are_those_of_the_last_sync(sampler, base, prompts):
+    from r1lab.model.weights import checkpoint_weights
+
+    sampler.sync(checkpoint_weights(base[0]), 7)
+    assert sampler.version == 7
+    assert sample(sampler, prompts[:1])[0][0].weight_version == 7

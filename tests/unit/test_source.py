@@ -1,0 +1,175 @@
+"""The stream of rollouts: which questions, which seeds, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pytest
+import tiny
+import torch
+
+from r1lab.prompts import TEMPLATES, Template
+from r1lab.recipe import SamplingRecipe
+from r1lab.rollout.build import build_sampler, check_engine
+from r1lab.rollout.source import RolloutSource, encode_prompt
+from r1lab.types import Completion, Problem, RecipeError, RunStopped, SamplingSettings
+
+
+class Problems:
+    """Problem i asks for w<i>."""
+
+    def __getitem__(self, index: int) -> Problem:
+        return Problem(str(index), f"w{index % 100}", "", "none")
+
+
+class CountingSampler:
+    """A sampler that answers with its seed: what the source asks for can be read off."""
+
+    def __init__(self, max_model_len: int = 64) -> None:
+        self.version, self.max_model_len = 0, max_model_len
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], settings: SamplingSettings, *, template: Template
+    ) -> list[tuple[Completion, ...]]:
+        assert settings.logprobs and settings.seed is not None
+        one = Completion((1,), str(settings.seed), "stop", self.version, logprobs=(0.0,))
+        return [(one,) * settings.num_samples for _ in prompts]
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        self.weights, self.version = dict(weights), version
+
+    def close(self) -> None:
+        self.weights = {}
+
+
+class Policy:
+    version = 3
+
+    def checkpoint_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        yield "w", torch.ones(1)
+
+
+def source(sampler: CountingSampler | None = None, questions: int = 6, **options) -> RolloutSource:
+    settings = SamplingRecipe(questions_per_step=questions, group_size=2, max_tokens=32)
+    return RolloutSource(
+        Problems(),
+        sampler or CountingSampler(),
+        tiny.tokenizer(),
+        TEMPLATES["compact"],
+        settings,
+        **options,
+    )
+
+
+def asked(rollouts) -> list[str]:
+    return [rollout.problem.id for rollout in rollouts]
+
+
+def unasked(rollouts):
+    raise AssertionError("an estimate within the bound was taken again")
+
+
+def seeds(rollouts) -> set[str]:
+    return {completion.text for rollout in rollouts for completion in rollout.completions}
+
+
+def test_steps_follow_each_other_and_groups_are_whole():
+    stream = source()
+    first, second = stream.next(0), stream.next(0)
+    assert asked(first) == list("012345") and asked(second) == ["6", "7", "8", "9", "10", "11"]
+    assert all(len(rollout.completions) == 2 for rollout in first)
+    assert first[0].prompt_token_ids == encode_prompt(
+        tiny.tokenizer(), "User: w0 Assistant: <think>"
+    )
+    assert len(seeds(first)) == 1 and seeds(first) != seeds(second)
+
+
+def test_processes_share_the_questions_of_a_step():
+    shares = [source(rank=rank, world_size=3) for rank in range(3)]
+    drawn = [asked(share.next(0)) for share in shares]
+    assert sorted(id for share in drawn for id in share) == list("012345")
+    assert [len(share) for share in drawn] == [2, 2, 2]
+    assert len(set.union(*(seeds(share.next(0)) for share in shares))) == 3
+    with pytest.raises(RecipeError, match=r"sampling\.questions_per_step: 6 .* multiple of 4"):
+        source(world_size=4)
+
+
+def test_a_restored_stream_goes_on_where_it_stood():
+    stream = source(seed=5)
+    stream.next(0)
+    stream.check_agreement(1e-5, 1000, unasked)
+    state = stream.state_dict()
+    expected = stream.next(0)
+    restored = source(seed=5)
+    restored.load_state_dict(state)
+    assert restored.next(0) == expected
+    assert restored.guard.floor == 1e-5
+    assert seeds(source(seed=6).next(0)) != seeds(source(seed=5).next(0))
+
+
+def test_weights_travel_with_their_version_and_a_missed_sync_stops_the_run():
+    stream = source()
+    stream.sync(Policy())
+    assert stream.sampler.version == 3 and "w" in stream.sampler.weights
+    assert stream.next(3)[0].completions[0].weight_version == 3
+    with pytest.raises(RunStopped, match="holds weight version 3 and the trainer is at 4"):
+        stream.next(4)
+
+
+def test_disagreement_stops_the_run_when_fresh_samples_confirm_it():
+    stream = source(max_sync_kl=1e-3)
+    drawn = stream.next(0)
+    assert stream.check_agreement(5e-4, 1000, unasked) is None
+    measured = []
+
+    def measure(kl):
+        def again(rollouts):
+            measured.append(rollouts)
+            return kl, 1000
+
+        return again
+
+    # Bad luck: the run goes on.
+    assert stream.check_agreement(2e-3, 1000, measure(3e-4)) == 3e-4
+    with pytest.raises(RunStopped, match=r"KL 0\.004 .*algorithm\.max_sync_kl"):
+        stream.check_agreement(2e-3, 1000, measure(4e-3))
+    for rollouts in measured:
+        assert asked(rollouts) == asked(drawn) and seeds(rollouts) != seeds(drawn)
+    # What comes next is what would have come without the second look.
+    plain = source(max_sync_kl=1e-3)
+    plain.next(0)
+    assert stream.next(0) == plain.next(0)
+
+
+def test_a_prompt_that_does_not_fit_is_named():
+    with pytest.raises(
+        RecipeError,
+        match=r"sampling\.max_model_len: 35 .* problem 0: its prompt has 4 tokens.* raise it to 36",
+    ):
+        source(CountingSampler(max_model_len=35)).next(0)
+    source(CountingSampler(max_model_len=36)).next(0)
+
+
+def test_a_prompt_never_ends_in_the_end_of_sequence():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<pad> $A <eos>", special_tokens=[("<pad>", 0), ("<eos>", 1)]
+    )
+    assert encode_prompt(tokenizer, "w0 w1") == (0, 8, 9)
+
+
+def test_engines_are_checked_by_name():
+    with pytest.raises(RecipeError, match=r"sampling\.engine: 'vlm' .*did you mean 'vllm'"):
+        check_engine("vlm")
+
+
+def test_a_missing_vllm_is_never_replaced(monkeypatch):
+    monkeypatch.setattr("r1lab.rollout.build.find_spec", lambda name: None)
+    with pytest.raises(
+        RecipeError, match=r"sampling\.engine: 'vllm' is not installed; pip install"
+    ):
+        build_sampler("vllm", "nowhere", tiny.tokenizer())
+    check_engine("transformers")
