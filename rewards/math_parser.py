@@ -161,7 +161,9 @@ class _Parser(Atoms):
                 node = Node("degree", (node,))
             elif self.peek() == ("op", "\\prime") or self.peek() == ("op", "'"):
                 self.place += 1
-                node = Node(node.kind, node.args, f"{node.value}'")
+                if node.kind != "sym":
+                    raise Unreadable("a prime behind what is no name")
+                node = Node("sym", (), f"{node.value}'")
             else:
                 node = Node("pow", (node, self.exponent()))
             node = self.postfix(node)

@@ -17,6 +17,7 @@ from mpmath import mp as _mp
 from r1lab.rewards.math_grammar import Node, Unreadable, has, neg, number
 
 _MOST_BITS = 20_000  # of an exact value
+_GAMMA_DIGITS = 200  # beyond them the gamma function takes seconds
 _LARGEST_EXPONENT = 10_000
 
 Value = Any  # Fraction, or a number of mpmath's
@@ -202,6 +203,8 @@ def _call(name: str, values: list[Value], mp: Any) -> Value:
             return Fraction(factorial(int(value)))
         if value.denominator == 1:
             raise Undefined("a factorial of a negative number")
+        if mp.dps > _GAMMA_DIGITS:
+            raise Unreadable("a factorial between whole numbers to more digits than it is worth")
         return mp.gamma(lift(value + 1, mp))
     most = _LARGEST_EXPONENT if name in ("exp", "sinh", "cosh") else 10**12
     if abs(value) > most and name not in ("log", "ln", "lg"):

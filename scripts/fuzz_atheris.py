@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ANSWER_SECONDS, MEMORY_MIB = 2, 2048
-OPTIONS = {"length": {"max_tokens": 1000}}
+OPTIONS = {"length": {"max_tokens": 1000, "buffer": 100}}
 
 
 def main() -> None:

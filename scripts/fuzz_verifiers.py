@@ -51,7 +51,7 @@ SOURCES = {
     "countdown": "countdown",
 }  # fmt: skip
 
-OPTIONS = {"length": {"max_tokens": 1000}}
+OPTIONS = {"length": {"max_tokens": 1000, "buffer": 100}}
 
 PIECES = (
     r"\frac{", r"\frac", r"\dfrac12", r"\sqrt[", r"\sqrt{", r"\boxed{", r"\left(", r"\right)",

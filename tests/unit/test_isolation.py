@@ -490,8 +490,10 @@ def test_closing_leaves_nothing(write, tmp_path):
 def test_the_death_of_the_parent_leaves_nothing(write, tmp_path, how, name):
     marker = tmp_path / name
     marker.touch()
+    # A shell that starts its jobs in the background has them ignore SIGINT; so would this child.
     code = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_isolation import IsolatedRunner, judge
 runner = IsolatedRunner(2)
@@ -517,6 +519,7 @@ def test_interrupted_and_used_again(write, tmp_path):
     marker.touch()
     code = f"""
 import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_isolation import IsolatedRunner, eventually, holders, judge, Path
 def interrupt():

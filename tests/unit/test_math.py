@@ -134,6 +134,14 @@ def test_hostile_answers_score_nothing(tmp_path):
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    "found", ["9^g9^g((278T9^'9!)((278T9^9!)!)\x10!", "2^' 9", "0.333" * 300 + "!"]
+)
+def test_what_a_fuzzer_found_is_a_verdict(found):
+    equal, reason = judge("5", found)
+    assert not equal and reason
+
+
 def test_what_is_too_large_is_refused_unread():
     for text in ("(" * 60 + "1" + ")" * 60, "9" * 500, "x" * 20_000, "\\frac12" * 300):
         with pytest.raises(Unreadable):
