@@ -23,7 +23,7 @@ setup:  ## make .venv with everything in it (nothing to do when it is up to date
 quickstart: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 quickstart: export OMP_WAIT_POLICY ?= PASSIVE
 quickstart: export KMP_BLOCKTIME ?= 0
-quickstart: setup  ## train the small base that ships, about 15 minutes on two cores
+quickstart: setup  ## train the small base that ships, about 8 minutes on two cores
 	$(LAUNCH) -m r1lab train recipes/quickstart.yaml $(if \
 		$(wildcard runs/quickstart/metrics.jsonl),--resume) $(ARGS)
 

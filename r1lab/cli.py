@@ -291,7 +291,8 @@ def _check(recipe: TrainRecipe, *, dry_run: bool) -> None:
 
     check_references(recipe)
     load_mixture(recipe.problems, "train")[0]
-    load_mixture(recipe.problems, "test")[0]
+    held_out = recipe.evaluation
+    load_mixture(recipe.problems, "test", held_out.seed).distinct(held_out.num_problems)
     if dry_run and _on_a_hub(recipe.model.path):
         return
     resolve_folder(recipe.model.path)

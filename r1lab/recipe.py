@@ -47,7 +47,7 @@ class SourceSettings(Section):
     """One stream of problems."""
 
     source: str = Field(
-        description="a shipped source (boxes, addition, ...), path/to/file.py:load, "
+        description="a shipped source (boxes, arithmetic, ...), path/to/file.py:load, "
         "package.module:load, or a .jsonl / .parquet file"
     )
     weight: float = Field(1.0, gt=0, description="share of this source among the others")
@@ -197,6 +197,12 @@ class TrainRecipe(Section):
             raise ValueError(
                 f"template: {self.template!r} is not one of {', '.join(sorted(TEMPLATES))}"
             )
+        if self.sampling.top_p != 1:
+            # The trainer's log-probs are of the whole distribution; so must the sampler's be.
+            raise ValueError(
+                f"sampling.top_p: {self.sampling.top_p} would train on another distribution than "
+                "it samples from; only 1 is possible here (evaluation.top_p is free)"
+            )
         limit = self.sampling.max_model_len
         if limit is not None and limit <= self.sampling.max_tokens:
             raise ValueError(
@@ -242,7 +248,9 @@ class PretrainRecipe(Section):
     learning_rate: float = Field(2e-3, gt=0)
     final_fraction: Fraction = 0.03
     warmup_steps: NonNegative = 50
-    flat_until: Fraction = Field(0.6, description="share of the run before the decay begins")
+    flat_until: float = Field(
+        0.6, ge=0, lt=1, description="share of the run before the decay begins"
+    )
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)

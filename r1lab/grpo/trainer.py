@@ -12,6 +12,7 @@ from tqdm import tqdm
 from r1lab.evaluate import Asked, EvalResult, ask, judge
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.checkpoint import (
+    list_checkpoints,
     newest_checkpoint,
     random_states,
     save_checkpoint,
@@ -134,7 +135,7 @@ class Run:
     def go(self) -> None:
         """Evaluate, take the steps, evaluate, sum up."""
         if self.step == 0:
-            self._evaluate(greedy=True)
+            self._evaluate(greedy=self.recipe.evaluation.greedy)
         bar = tqdm(
             total=self.recipe.steps, initial=self.step, unit="step", desc=self.recipe.name,
             disable=not self.is_main,
@@ -150,7 +151,7 @@ class Run:
                 bar.set_postfix_str(_said(result.metrics))
                 last = self.step == self.recipe.steps
                 if last or _is_due(self.step, self.recipe.evaluation.every):
-                    self._evaluate(greedy=last)
+                    self._evaluate(greedy=last and self.recipe.evaluation.greedy)
                 if last or _is_due(self.step, self.recipe.checkpoints.every):
                     self._save()
         if self.is_main:
@@ -234,6 +235,14 @@ class Run:
             RunFolder(self.recipe.run_folder).checkpoints_path, self.accelerator.num_processes
         )
         if found is None:
+            if list_checkpoints(RunFolder(self.recipe.run_folder).checkpoints_path):
+                raise R1labError(
+                    f"output: the checkpoints in {self.recipe.run_folder} are of another number "
+                    f"of processes than {self.accelerator.num_processes}; resume with as many as wrote "
+                    "them, or name another folder with --output"
+                )
+            if self.is_main:
+                tqdm.write(f"{self.recipe.run_folder}: no checkpoint yet, starting from step 0")
             return
         self.step, folder = found
         # Our own file, written by `save_checkpoint`: it holds random states beside tensors.
@@ -263,7 +272,8 @@ def summary_of(folder: RunFolder, seconds_training: float, began: float) -> dict
             summary[f"{name}_{when}"] = estimate["value"]
             summary[f"{name}_{when}_interval"] = [estimate["low"], estimate["high"]]
     for when, result in (("before", before), ("after", after)):
-        summary[f"greedy_{when}"] = result["greedy"]["pass_at_1"]["value"]
+        if result["greedy"]:
+            summary[f"greedy_{when}"] = result["greedy"]["pass_at_1"]["value"]
     for name in ("sync_kl", "sync_kl_uncapped"):
         gaps = [line[name] for line in folder.metrics() if line[name] is not None]
         summary[f"max_{name}"] = max(gaps, default=None)

@@ -19,7 +19,7 @@ class MasterAdamW:
     """AdamW (arXiv 1711.05101) on float32 masters of `parameters`.
 
     `zero_grad` before the first backward of an update, then `step`. Where several processes train,
-    `reduce_gradients` sums each master gradient over them (in place) before the step.
+    whoever owns them sums `gradients()` over them, in place, before the step.
     """
 
     def __init__(

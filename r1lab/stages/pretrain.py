@@ -68,8 +68,9 @@ class PackedCorpus:
         pool starts at the next document, so that a state is one number.
         """
         length = self.recipe.row_length
-        rows: list[list[tuple[list[int], int]]] = [[] for _ in range(_POOL)]
-        room = [length] * _POOL
+        num_rows = max(_POOL, self.recipe.tokens_per_batch // length)
+        rows: list[list[tuple[list[int], int]]] = [[] for _ in range(num_rows)]
+        room = [length] * num_rows
         misses = 0
         while misses < 8:
             document = self.corpus[self.next_document]

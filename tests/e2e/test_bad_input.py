@@ -60,6 +60,7 @@ def refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
         (["--sampling.max_model_len", "4"], ["sampling.max_model_len", "4", "lower max_tokens"]),
         (["--problems.sources.0.source", "boxs"], ["problems.sources.0.source", "'boxes'"]),
         (["--problems.sources.0.options", "{boxs: 3}"], ["problems.sources.0.options.boxs"]),
+        (["--sampling.top_p", "0.9"], ["sampling.top_p", "0.9", "evaluation.top_p"]),
         (["--template", "compct"], ["template", "'compct'", "'compact'"]),
     ],
 )

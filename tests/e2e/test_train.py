@@ -96,6 +96,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, tmp_path):
     assert before == after
 
 
+def test_resume_with_another_number_of_processes_is_refused_and_nothing_is_lost(
+    whole_run, tmp_path
+):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(whole_run, other)
+    for state in other.glob("checkpoints/*/rank-0.pt"):
+        state.rename(state.with_name("rank-7.pt"))
+    refused = train(other, "--resume", check=False)
+    assert refused.returncode == 2 and "number of processes" in refused.stderr
+    assert lines(other) == lines(whole_run)
+
+
 def test_lora_trains_attention_dense_and_experts(tmp_path):
     train(tmp_path / "lora", "--model.lora={rank: 4}", "--optimizer.learning_rate=2e-3")
     steps = lines(tmp_path / "lora")
