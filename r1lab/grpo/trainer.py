@@ -238,8 +238,8 @@ class Run:
             if list_checkpoints(RunFolder(self.recipe.run_folder).checkpoints_path):
                 raise R1labError(
                     f"output: the checkpoints in {self.recipe.run_folder} are of another number "
-                    f"of processes than {self.accelerator.num_processes}; resume with as many as wrote "
-                    "them, or name another folder with --output"
+                    f"of processes than {self.accelerator.num_processes}; resume with as many as "
+                    "wrote them, or name another folder with --output"
                 )
             if self.is_main:
                 tqdm.write(f"{self.recipe.run_folder}: no checkpoint yet, starting from step 0")
