@@ -7,6 +7,7 @@ a bracket holds a whole formula again.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 
 from r1lab.rewards.math_grammar import (
     ABOUT,
@@ -27,7 +28,7 @@ _SPELLED = {"\\varnothing": "\\emptyset", "\\varepsilon": "\\epsilon", "\\varphi
 END = ("end", "")
 
 
-class Atoms:
+class Atoms(ABC):
     """A place in a list of tokens, and the parts of formulas that can be read there."""
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
@@ -55,20 +56,20 @@ class Atoms:
 
     # What math_parser adds
 
-    def statements(self) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def statements(self) -> Node: ...
 
-    def sum(self) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def sum(self) -> Node: ...
 
-    def product(self) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def product(self) -> Node: ...
 
-    def power(self) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def power(self) -> Node: ...
 
-    def signed_power(self) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def signed_power(self) -> Node: ...
 
     # Atoms
 
