@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1lab import __version__, cli_rewards
+from r1lab import __version__, cli_report, cli_rewards
 from r1lab.types import R1labError, RecipeError
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--problem", metavar="ID", help="only this problem, with all its samples")
     show.add_argument("--num", type=int, default=3, help="groups to show (default: 3)")
     show.add_argument("--samples", type=int, default=2, help="samples of each (default: 2)")
+
+    watch = _add_command(commands, "watch", cli_report.watch, "follow a run while it goes")
+    cli_report.add_watch_options(watch)
 
     verify = _add_command(commands, "verify", cli_rewards.verify, "check a reward without a model")
     cli_rewards.add_verify_options(verify)

@@ -26,6 +26,7 @@ OPTIONS = {
     ],
     "new": ["--debug", "--help", "-h", "KIND", "NAME"],
     "show": ["--debug", "--help", "--num", "--problem", "--samples", "--step", "-h", "RUN"],
+    "watch": ["--debug", "--every", "--help", "--once", "-h", "RUN"],
 }
 
 SIGNATURES = {

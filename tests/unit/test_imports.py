@@ -39,15 +39,16 @@ LEVELS = (
         "r1lab.grpo.loss",
     ),
     ("r1lab.grpo", "r1lab.grpo.policy", "r1lab.grpo.step", "r1lab.grpo.checkpoint"),
-    ("r1lab.evaluate",),
+    ("r1lab.evaluate", "r1lab.report.figures", "r1lab.report.progress", "r1lab.report.text"),
     ("r1lab.grpo.trainer",),
     ("r1lab.stages", "r1lab.report", "r1lab.scaffold"),
-    ("r1lab.cli", "r1lab.cli_rewards"),
+    ("r1lab.cli", "r1lab.cli_report", "r1lab.cli_rewards"),
     ("r1lab.__main__",),
 )
 LIGHT = (
     "r1lab",
     "r1lab.cli",
+    "r1lab.cli_report",
     "r1lab.cli_rewards",
     "r1lab.hints",
     "r1lab.problems",

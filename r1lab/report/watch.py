@@ -1,0 +1,226 @@
+"""`r1lab watch RUN`: a run that goes, drawn anew in the terminal from its files alone.
+
+Nothing is asked of the training process: the run may be on another machine, with its folder
+shared. Where the output is no terminal, each new step is one plain line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from r1lab.report.figures import duration, is_number, said, sparkline
+from r1lab.report.text import printable
+from r1lab.run_folder import Row, RunFolder
+
+# What a row of the table shows: label, key of metrics.jsonl, form.
+_ROWS = (
+    ("reward", "reward", ".3f"),
+    ("accuracy", "accuracy", ".3f"),
+    ("length", "length", ".1f"),
+    ("length, right", "length_right", ".1f"),
+    ("length, wrong", "length_wrong", ".1f"),
+    ("entropy", "entropy", ".3f"),
+    ("groups without variance", "zero_variance", ".2f"),
+    ("responses cut off", "truncated", ".2f"),
+    ("no answer", "unanswered", ".2f"),
+    ("KL(sampler, trainer)", "sync_kl", ".1e"),
+)
+_SPARK_WIDTH = 40
+_NUM_EVENTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the files of a run said at one moment."""
+
+    name: str
+    total: int | None
+    accuracy: str
+    metrics: Sequence[Row]
+    timings: Sequence[Row]
+    evals: Sequence[Row]
+    events: Sequence[Row]
+    ended: bool
+
+    @property
+    def step(self) -> int:
+        """The last step that was written; 0 before the first."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the mean of the last twenty steps, without evaluations; None where none is known."""
+        seconds = [row["total"] for row in self.timings[-20:] if is_number(row.get("total"))]
+        if not seconds or self.total is None:
+            return None
+        return (self.total - self.step) * sum(seconds) / len(seconds)
+
+
+def watch(
+    run: str,
+    *,
+    every: float = 2.0,
+    once: bool = False,
+    console: Console | None = None,
+    file: TextIO | None = None,
+) -> None:
+    """Show a run until it has ended (summary.json stands there), or is interrupted.
+
+    every  seconds between looks at the files;  once  show what is there and leave
+    R1labError, one line, where there is no run folder.
+    """
+    folder = RunFolder.open(run)
+    console = console or Console(file=file or sys.stdout)
+    if once:
+        console.print(render(look(folder)))
+        return
+    if not console.is_terminal:
+        _write_lines(folder, console.file, every)
+        return
+    with Live(render(look(folder)), console=console, auto_refresh=False) as live:
+        while not (snapshot := look(folder)).ended:
+            live.update(render(snapshot), refresh=True)
+            time.sleep(every)
+        live.update(render(snapshot), refresh=True)
+
+
+def look(folder: RunFolder) -> Snapshot:
+    """Read the files once."""
+    recipe = folder.recipe()
+    # The summary first: of a run that ends meanwhile, the next look shows the last steps too.
+    ended = bool(folder.summary())
+    evals = folder.evals()
+    return Snapshot(
+        name=str(recipe.get("name", folder.path.name)),
+        total=recipe.get("steps"),
+        accuracy=str(evals[0].get("accuracy", "accuracy")) if evals else "accuracy",
+        metrics=folder.metrics(),
+        timings=folder.timings(),
+        evals=evals,
+        events=events_of(folder),
+        ended=ended,
+    )
+
+
+def events_of(folder: RunFolder) -> list[Row]:
+    """The whole lines of events.jsonl, where the run kept them."""
+    path = folder.path / "events.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+
+
+def _write_lines(folder: RunFolder, file: IO[str], every: float) -> None:
+    """A line for each step that the files have gained, without control characters."""
+    shown = 0
+    while True:
+        snapshot = look(folder)
+        timings = {row["step"]: row for row in snapshot.timings}
+        for row in snapshot.metrics:
+            if row["step"] > shown:
+                figures = said(row, timings.get(row["step"]), accuracy=snapshot.accuracy)
+                total = "" if snapshot.total is None else f"/{snapshot.total}"
+                file.write(f"{printable(snapshot.name)} step {row['step']}{total}  {figures}\n")
+        file.flush()
+        shown = max(shown, snapshot.step)
+        if snapshot.ended:
+            return
+        time.sleep(every)
+
+
+def render(snapshot: Snapshot) -> RenderableType:
+    """The picture of a moment: how far, the figures with their course, held out, what happened."""
+    pieces: list[RenderableType] = [_how_far(snapshot), Text(""), _figures(snapshot)]
+    if snapshot.evals:
+        pieces += [Text(""), _held_out(snapshot.evals)]
+    if snapshot.events:
+        pieces += [Text(""), *_happened(snapshot.events)]
+    title = Text(printable(snapshot.name), style="bold")
+    return Panel(Group(*pieces), title=title, title_align="left", border_style="dim")
+
+
+def _how_far(snapshot: Snapshot) -> RenderableType:
+    total = snapshot.total or max(snapshot.step, 1)
+    words = [f"step {snapshot.step} of {snapshot.total or '?'}"]
+    speed = snapshot.timings[-1].get("tokens_per_second") if snapshot.timings else None
+    if is_number(speed):
+        words.append(f"{speed:,.0f} tokens/s")
+    if snapshot.ended:
+        words.append("ended")
+    elif snapshot.seconds_left is not None:
+        words.append(f"{duration(snapshot.seconds_left)} left and the evaluations")
+    bar = ProgressBar(total=total, completed=snapshot.step, width=_SPARK_WIDTH)
+    grid = Table.grid()  # a bar alone ends no line
+    grid.add_row(bar)
+    grid.add_row(Text("   ".join(words)))
+    return grid
+
+
+def _figures(snapshot: Snapshot) -> RenderableType:
+    if not snapshot.metrics:
+        return Text("no step yet", style="dim")
+    table = Table.grid(padding=(0, 2))
+    for label, name, form in _ROWS:
+        key = snapshot.accuracy if name == "accuracy" else name
+        values = [row[key] for row in snapshot.metrics if is_number(row.get(key))]
+        if values:
+            table.add_row(
+                Text(label, style="dim"),
+                Text(f"{values[-1]:{form}}", justify="right"),
+                Text(sparkline(values, _SPARK_WIDTH), style="cyan"),
+            )
+    for key, label in (("faults", "responses faulted"), ("skipped", "updates skipped")):
+        num = sum(row.get(key) or 0 for row in snapshot.metrics)
+        if num:
+            last = snapshot.metrics[-1].get(key) or 0
+            words = f"in all, {last:g} in the last step"
+            table.add_row(Text(label, style="yellow"), Text(f"{num:g}"), Text(words, style="dim"))
+    return table
+
+
+def _held_out(evals: Sequence[Row]) -> RenderableType:
+    table = Table("held out", "pass@1", f"cons@{evals[-1].get('k')}", "length", "well-formed",
+                  box=None, padding=(0, 1, 0, 0), header_style="dim")  # fmt: skip
+    shown = evals if len(evals) <= 4 else (evals[0], *evals[-3:])
+    for row in shown:
+        scores = row["overall"]
+        table.add_row(
+            f"step {row['step']}",
+            _estimate(scores.get("pass_at_1"), ".2f"),
+            _estimate(scores.get("cons_at_k"), ".2f"),
+            _estimate(scores.get("length"), ".0f"),
+            _estimate(scores.get("format"), ".2f"),
+        )
+    return table
+
+
+def _estimate(estimate: Row | None, form: str) -> str:
+    if not estimate:
+        return "none"
+    return f"{estimate['value']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+
+
+def _happened(events: Sequence[Row]) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for event in events[-_NUM_EVENTS:]:
+        told = "  ".join(f"{k} {v}" for k, v in event.items() if k not in ("time", "event"))
+        lines.append(
+            Text.assemble(
+                (f"{printable(str(event.get('time', '')))}  ", "dim"),
+                (printable(str(event.get("event", ""))), "bold"),
+                f"  {printable(told)}",
+            )
+        )
+    return lines
