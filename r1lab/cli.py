@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1lab import __version__, cli_report, cli_rewards
+from r1lab.doctor.command import add_doctor_options, doctor
 from r1lab.types import R1labError, RecipeError
 
 if TYPE_CHECKING:
@@ -108,6 +109,11 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "new", cli_rewards.new, "write a reward of your own, to begin with"
     )
     cli_rewards.add_new_options(new)
+
+    examine = _add_command(
+        commands, "doctor", doctor, "say what this machine has and can do, and how to mend it"
+    )
+    add_doctor_options(examine)
     return parser
 
 

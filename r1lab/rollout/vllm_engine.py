@@ -18,6 +18,7 @@ from r1lab.model.load import end_tokens, is_v3_style, load_config
 from r1lab.prompts import Template
 from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.sampler import as_completion
+from r1lab.rollout.vllm_facts import MLA_KERNEL_SHAPE, fits_mla_kernel
 from r1lab.types import Completion, FinishReason, R1labError, SamplingSettings
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
 
 Attention = Literal["auto", "mla", "decompressed"]
-
-# The one shape of latent attention that vLLM has kernels for, DeepSeek-V3's own.
-MLA_KERNEL_SHAPE = (512, 64)  # kv_lora_rank, qk_rope_head_dim
 
 
 class VllmSampler:
@@ -204,7 +202,7 @@ def _set_environment(config: PretrainedConfig, attention: Attention) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if is_v3_style(config):
-        fits = (config.kv_lora_rank, config.qk_rope_head_dim) == MLA_KERNEL_SHAPE
+        fits = fits_mla_kernel(config.kv_lora_rank, config.qk_rope_head_dim)
         if attention == "mla" and not fits:
             raise R1labError(
                 f"attention: 'mla' needs kv_lora_rank {MLA_KERNEL_SHAPE[0]} and qk_rope_head_dim "

@@ -24,6 +24,7 @@ OPTIONS = {
         *("--num", "--options", "--problem-options", "--problems", "--seconds", "--template"),
         *("-h", "REWARD"),
     ],
+    "doctor": ["--debug", "--help", "--json", "-h"],
     "new": ["--debug", "--help", "-h", "KIND", "NAME"],
     "show": ["--debug", "--help", "--num", "--problem", "--samples", "--step", "-h", "RUN"],
     "watch": ["--debug", "--every", "--help", "--once", "-h", "RUN"],

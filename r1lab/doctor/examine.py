@@ -1,0 +1,158 @@
+"""The examination: facts first, then what each means for training, with the fix where one helps."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from r1lab.doctor.host import disk_facts, host_facts
+from r1lab.doctor.packages import SETUP, package_facts, package_findings
+from r1lab.doctor.probe import run_probes
+from r1lab.doctor.records import Facts, Finding, Report
+from r1lab.rollout.vllm_facts import MLA_KERNEL_SHAPE
+
+# What the quickstart needs at least, with its engine and its checkpoints (measured: 3.1 GiB of
+# memory, 0.1 GiB of disk). Larger bases need more.
+_MEMORY_GIB, _DISK_GIB = 4.0, 1.0
+# Below, bfloat16 costs time on this CPU and float32 is the better choice.
+_BFLOAT16_PAYS = 0.8
+_FLOAT32 = "pass --model.dtype float32"
+
+
+def examine(run_folder: Path = Path("runs")) -> Report:
+    """Look at everything; takes as long as importing torch and vLLM once. Raises nothing."""
+    probes = run_probes()
+    torch, vllm, hub = probes["torch"], probes["vllm"], probes["hub"]
+    cache = Path(hub.get("cache", Path.home() / ".cache"))
+    host, disk = host_facts(), disk_facts(run_folder, cache)
+    findings = (
+        *_host_findings(host),
+        *package_findings(),
+        *_torch_findings(torch),
+        *_vllm_findings(vllm, bool(torch.get("gpus"))),
+        _attention_finding(torch, vllm),
+        *_disk_findings(disk),
+        _hub_finding(hub),
+    )
+    facts = {
+        "host": host,
+        "packages": package_facts(),
+        "torch": torch,
+        "vllm": vllm,
+        "disk": disk,
+        "hub": hub,
+    }
+    return Report(facts, findings)
+
+
+def _host_findings(host: Facts) -> list[Finding]:
+    cores = f"{host['cores_usable']} of {host['cores']} cores"
+    if host["cores_quota"] is not None:
+        cores += f", held to {host['cores_quota']:g} by a control group"
+    features = ", ".join(host["features"]) or "none of those that matter"
+    found = [Finding("cpu", "ok", f"{host['cpu']}, {cores}; {features}")]
+    memory = f"{host['memory_available_gib']:g} of {host['memory_gib'] or 0:g} GiB free"
+    if host["memory_limit_gib"] is not None:
+        memory += f", held to {host['memory_limit_gib']:g} by a control group"
+    if host["memory_available_gib"] < _MEMORY_GIB:
+        fix = f"the smallest run needs {_MEMORY_GIB:g} GiB: end other programs or raise the limit"
+        found.append(Finding("memory", "missing", memory, fix))
+    else:
+        found.append(Finding("memory", "ok", memory))
+    return found
+
+
+def _torch_findings(torch: Facts) -> list[Finding]:
+    if "error" in torch:
+        return [Finding("torch", "missing", f"cannot be imported: {torch['error']}", SETUP)]
+    found = [_gpu_finding(torch)]
+    speed = torch["bfloat16_speed"]
+    said = ", ".join(f"{ratio:g} times as fast as float32 ({at})" for at, ratio in speed.items())
+    if min(speed.values()) >= _BFLOAT16_PAYS:
+        return [*found, Finding("bfloat16", "ok", said)]
+    return [*found, Finding("bfloat16", "warning", said, _FLOAT32)]
+
+
+def _gpu_finding(torch: Facts) -> Finding:
+    gpus = torch["gpus"]
+    if gpus:
+        said = "; ".join(
+            f"{gpu['name']}, {gpu['memory_gib']:g} GiB, compute capability "
+            f"{gpu['compute_capability']}"
+            for gpu in gpus
+        )
+        if not all(gpu["bfloat16"] for gpu in gpus):
+            return Finding("gpu", "warning", f"{said}; no bfloat16", _FLOAT32)
+        return Finding("gpu", "ok", said)
+    if shutil.which("nvidia-smi"):
+        return Finding(
+            "gpu", "warning",
+            f"nvidia-smi is here, and torch {torch['version']} sees no GPU (it is built for "
+            f"{torch['built_for']})",
+            "DEVICE=gpu make setup; in a container, hand the GPU in (docker run --gpus all)",
+        )  # fmt: skip
+    return Finding("gpu", "ok", "none: training runs on the CPU")
+
+
+def _vllm_findings(vllm: Facts, has_gpu: bool) -> list[Finding]:
+    if "error" in vllm:
+        return [
+            Finding(
+                "vllm", "warning", f"cannot be imported: {vllm['error']}",
+                f"{SETUP}; without it --sampling.engine transformers samples, slower",
+            )
+        ]  # fmt: skip
+    said = f"{vllm.get('distribution', 'vllm')} {vllm['version']}, runs on {vllm['platform']}"
+    if has_gpu and vllm["platform"] == "cpu":
+        return [Finding("vllm", "warning", f"{said}, and there is a GPU", "DEVICE=gpu make setup")]
+    if has_gpu and shutil.which("cc") is None and shutil.which("gcc") is None:
+        # On GPUs vLLM compiles kernels when it starts.
+        return [Finding("vllm", "warning", f"{said}; no C compiler", "apt install gcc")]
+    return [Finding("vllm", "ok", said)]
+
+
+def _attention_finding(torch: Facts, vllm: Facts) -> Finding:
+    kernels = [name for name, is_there in torch.get("attention", {}).items() if is_there]
+    trainer = ", ".join(kernels) or "torch's own for the CPU"
+    if torch.get("gpus") and not kernels:
+        trainer = "none but torch's plain form"
+    sampler = "none" if "error" in vllm else "vLLM's own"
+    if vllm.get("platform") == "cpu":
+        rank, rope = MLA_KERNEL_SHAPE
+        sampler += f"; latent attention (MLA) only at {rank} + {rope}, other shapes decompressed"
+    return Finding("attention", "ok", f"trainer: {trainer}; sampler: {sampler}")
+
+
+def _disk_findings(disk: Facts) -> list[Finding]:
+    found = []
+    for name, place in disk.items():
+        free = place["free_gib"]
+        if free is None:
+            continue
+        said = f"{free:g} GiB free for {place['path']}"
+        if name == "shared_memory":
+            if free < 0.1:
+                fix = "several processes share memory there: docker run --shm-size 2g"
+                found.append(Finding(name, "warning", said, fix))
+            continue
+        if free >= _DISK_GIB:
+            found.append(Finding(f"disk_{name}", "ok", said))
+        elif name == "runs":
+            fix = "checkpoints and rollouts go there: free some, or name a folder with --output"
+            found.append(Finding("disk_runs", "missing", said, fix))
+        else:
+            fix = "downloaded models go there: free some, or set HF_HUB_CACHE"
+            found.append(Finding(f"disk_{name}", "warning", said, fix))
+    return found
+
+
+def _hub_finding(hub: Facts) -> Finding:
+    folder = "bases are read from folders and from the hub's cache"
+    if hub.get("reachable"):
+        return Finding("hub", "ok", f"{hub['address']} answers")
+    if hub.get("offline_by_choice"):
+        return Finding("hub", "ok", f"offline by HF_HUB_OFFLINE: {folder}")
+    return Finding(
+        "hub", "ok", f"not reachable ({hub.get('error') or hub.get('status')}): {folder}",
+        "for a base by its hub name: set HF_ENDPOINT to a mirror, or copy the folder here",
+    )  # fmt: skip

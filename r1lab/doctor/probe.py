@@ -1,0 +1,152 @@
+"""Looks that may hang, crash or take long: each runs in a process of its own.
+
+    python -m r1lab.doctor.probe torch | vllm | hub
+
+prints one line of JSON. A package whose import ends in a segmentation fault is then a finding like
+any other.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Probe = Callable[[], dict[str, Any]]
+
+# Seconds: a cold import of vLLM takes half a minute on a slow disk.
+_LIMITS = {"torch": 120.0, "vllm": 180.0, "hub": 8.0}
+
+
+def run_probes() -> dict[str, dict[str, Any]]:
+    """All probes, side by side: what each printed, or {"error": why it did not}."""
+    began = time.monotonic()
+    children = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "r1lab.doctor.probe", name],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for name in _LIMITS
+    }  # fmt: skip
+    return {
+        name: _result(child, _LIMITS[name] - (time.monotonic() - began))
+        for name, child in children.items()
+    }
+
+
+def _result(child: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+    try:
+        out, err = child.communicate(timeout=max(seconds, 1.0))
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        return {"error": "no answer in time"}
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    if child.returncode == 0 and lines:
+        found: dict[str, Any] = json.loads(lines[-1])
+        return found
+    last = [line.strip() for line in err.splitlines() if line.strip()][-1:]
+    return {"error": last[0] if last else f"ended with code {child.returncode}"}
+
+
+def torch_facts() -> dict[str, Any]:
+    """Version, GPUs, the attention kernels of torch, and how fast bfloat16 is."""
+    import importlib.util
+
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        gpus.append(
+            {
+                "name": properties.name,
+                "memory_gib": round(properties.total_memory / 2**30, 1),
+                "compute_capability": f"{properties.major}.{properties.minor}",
+                "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+            }
+        )
+    backends = torch.backends.cuda
+    kernels = {
+        "flash": bool(gpus) and backends.is_flash_attention_available(),
+        "memory_efficient": bool(gpus) and backends.mem_efficient_sdp_enabled(),
+        "cudnn": bool(gpus) and backends.cudnn_sdp_enabled(),
+        **{
+            name: importlib.util.find_spec(name) is not None
+            for name in ("flash_attn", "flash_attn_interface", "flashinfer")
+        },
+    }
+    return {
+        "version": torch.__version__,
+        "built_for": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU",
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "attention": kernels,
+        "bfloat16_speed": {
+            f"{width} wide": round(bfloat16_speed(width, tokens), 2)
+            for width, tokens in ((192, 4096), (1024, 1024))
+        },
+    }
+
+
+def bfloat16_speed(width: int, tokens: int, repeats: int = 7) -> float:
+    """How many times as fast as float32 a layer's forward and backward is in bfloat16.
+
+    Best of `repeats` each, in turns: other work on the machine slows both.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    for _ in range(repeats):
+        for dtype in best:
+            layer = torch.nn.Linear(width, 2 * width, bias=False, device=device, dtype=dtype)
+            values = torch.randn(tokens, width, device=device, dtype=dtype)
+            began = time.perf_counter()
+            loss = layer(values).float().square().mean()
+            loss.backward()
+            float(loss.detach())  # waits for a GPU
+            best[dtype] = min(best[dtype], time.perf_counter() - began)
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def vllm_facts() -> dict[str, Any]:
+    """What the installed vLLM says of itself once it is imported."""
+    from r1lab.rollout.vllm_facts import probe
+
+    return probe()
+
+
+def hub_facts() -> dict[str, Any]:
+    """Whether the model hub answers. Being offline is no fault: bases may lie in folders."""
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    facts = {
+        "address": constants.ENDPOINT,
+        "cache": constants.HF_HUB_CACHE,
+        "offline_by_choice": bool(constants.HF_HUB_OFFLINE),
+    }
+    if constants.HF_HUB_OFFLINE:
+        return {**facts, "reachable": False}
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=4) as answer:
+            return {**facts, "reachable": True, "status": answer.status}
+    except urllib.error.HTTPError as error:  # it answered
+        return {**facts, "reachable": error.code < 500, "status": error.code}
+    except OSError as error:
+        why = error.reason if isinstance(error, urllib.error.URLError) else error
+        return {**facts, "reachable": False, "error": str(why)}
+
+
+PROBES: Mapping[str, Probe] = {"torch": torch_facts, "vllm": vllm_facts, "hub": hub_facts}
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n" + json.dumps(PROBES[sys.argv[1]]()) + "\n")

@@ -1,0 +1,47 @@
+"""What the doctor found: facts, and findings with the way to mend them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Level = Literal["ok", "warning", "missing"]
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    level   ok; warning: training works without it, or slower; missing: no training without it
+    found   what there is, in words
+    fix     what to do about it; empty where it is ok
+    """
+
+    name: str
+    level: Level
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was found: `facts` by topic, for programs; `findings`, for people."""
+
+    facts: Mapping[str, Facts]
+    findings: tuple[Finding, ...]
+
+    @property
+    def can_train(self) -> bool:
+        """Whether nothing is missing that training needs."""
+        return all(finding.level != "missing" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "can_train": self.can_train,
+            "findings": [asdict(finding) for finding in self.findings],
+            **self.facts,
+        }
