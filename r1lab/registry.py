@@ -2,8 +2,8 @@
 
 A reward or a problem source is named in one of these ways, the first that fits:
     boxes                      shipped: r1lab.rewards.boxes:reward, r1lab.data.boxes:load
-    path/to/file.py:function   any file, from the current folder; `file.py` alone means `reward`
-                               or `load`
+    path/to/file.py:function   any file, beside the recipe that names it or else from the current
+                               folder; `file.py` alone means `reward` or `load`
     package.module:function    anything importable; without `:function`, likewise
     path/to/problems.jsonl     (or .parquet) problems as rows, see `FileProblems`
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,10 @@ class R1labError(Exception):
 
 class RecipeError(R1labError, ValueError):
     """A recipe that cannot be run: the message names the key, the value and what is allowed."""
+
+
+class ScoreError(ValueError):
+    """A score that is no finite number: a mistake in a reward's code, not of a response."""
 
 
 class RunStopped(R1labError):
@@ -107,8 +111,12 @@ class Verdict:
     parts: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.score is not None and not math.isfinite(self.score):
-            raise ValueError(f"a score must be a finite number or None, not {self.score!r}")
+        try:
+            finite = self.score is None or math.isfinite(self.score)
+        except (TypeError, ValueError):  # text, an array of several values
+            finite = False
+        if not finite:
+            raise ScoreError(f"a score is a finite number or None, not {self.score!r:.80}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +186,6 @@ class SamplingSettings:
     max_tokens: int = 128
     logprobs: bool = False
     seed: int | None = None
-
-
-@runtime_checkable
-class RewardFunction(Protocol):
-    """A reward over one response; see `r1lab.verify` for TRL's batched signature."""
-
-    def __call__(self, problem: Problem, completion: Completion) -> float | Verdict: ...
 
 
 Prompts = Sequence[tuple[int, ...]]

@@ -205,9 +205,11 @@ def read_number(text: str) -> Fraction:
         ones = (10 ** len(again) - 1) * 10 ** len(fixed)
         return Fraction(int((whole or "0") + fixed)) / 10 ** len(fixed) + Fraction(int(again), ones)
     mantissa, _, exponent = text.lower().partition("e")
-    if exponent and abs(int(exponent[:6])) > _MOST_DIGITS:
+    if not exponent:
+        return Fraction(mantissa)
+    if len(exponent.lstrip("+-0")) > 3 or abs(int(exponent)) > _MOST_DIGITS:
         raise Unreadable("an exponent beyond the limit")
-    return Fraction(mantissa) * (Fraction(10) ** int(exponent) if exponent else 1)
+    return Fraction(mantissa) * Fraction(10) ** int(exponent)
 
 
 def number(value: int | Fraction) -> Node:

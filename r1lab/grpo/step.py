@@ -116,7 +116,10 @@ def summarise(
     total["wrong"] = total["scored"] - total["right"]
     return {
         "reward": share("reward", "scored"),
-        **{name: share(f"part/{name}", f"count/{name}") for name in names},
+        **{
+            figure: share(f"part/{name}", f"count/{name}")
+            for name, figure in zip(names, verifiers.figures, strict=True)
+        },
         "length": share("length", "responses"),
         "length_right": share("length_right", "right"),
         "length_wrong": share("length_wrong", "wrong"),

@@ -23,7 +23,7 @@ from numbers import Real
 from typing import Any, Protocol
 
 from r1lab.hints import nearest
-from r1lab.types import Completion, Fault, Outcome, Problem, R1labError, Verdict
+from r1lab.types import Completion, Fault, Outcome, Problem, R1labError, ScoreError, Verdict
 from r1lab.verify.load import Reward, where_defined
 
 
@@ -90,6 +90,8 @@ def judge_one(function: Callable[..., Any], item: Item, options: Mapping[str, An
         value = function(problem=item.problem, completion=item.completion, **options)
         if inspect.isawaitable(value):
             value = asyncio.run(_finish(value))
+    except ScoreError as error:
+        raise _score_error(function, error, item) from error
     except (Exception, SystemExit) as error:
         return _fault(function, error)
     return _verdict(function, value, item)
@@ -127,6 +129,8 @@ def judge_together(
         values = function(**arguments)
         if inspect.isawaitable(values):
             values = asyncio.run(_finish(values))
+    except ScoreError as error:
+        raise _score_error(function, error, items[0]) from error
     except (Exception, SystemExit) as error:
         return _fault(function, error)
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
@@ -254,13 +258,26 @@ def _number(function: Callable[..., Any], value: Any, item: Item, fix: str) -> f
 
 def _fault(function: Callable[..., Any], error: BaseException) -> Fault:
     """Names the exception and the last line of the reward's own file that was running."""
+    message = " ".join(str(error)[:1000].split())[:200]
+    kind = "memory" if isinstance(error, MemoryError) else "exception"
+    return Fault(kind, f"{type(error).__name__}: {message} ({_where(function, error)})")
+
+
+def _score_error(function: Callable[..., Any], error: ScoreError, item: Item) -> RewardError:
+    """A Verdict that the reward could not make: the line that tried to."""
+    return RewardError(
+        f"{_name(function)}: {_where(function, error)}: {error}, for problem {item.problem.id}; "
+        "return a finite number, or None where it does not apply"
+    )
+
+
+def _where(function: Callable[..., Any], error: BaseException) -> str:
+    """The last line of the function's own file that was running."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__, limit=-200)
     own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
     place = (own or frames)[-1]
-    message = " ".join(str(error)[:1000].split())[:200]
-    kind = "memory" if isinstance(error, MemoryError) else "exception"
-    return Fault(kind, f"{type(error).__name__}: {message} ({place.filename}, line {place.lineno})")
+    return f"{place.filename}, line {place.lineno}"
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -14,14 +14,22 @@ from r1lab.verify.load import Limits, Reward, load_reward
 
 # What the score of the verifier that a problem names is called among the parts.
 ACCURACY = "accuracy"
+# Figures of a step that are no reward's: a reward of such a name is called `NAME_reward` there.
+TAKEN = frozenset({
+    "step", "reward", "length", "length_right", "length_wrong", "truncated", "unanswered",
+    "zero_variance", "faults", "responses", "loss", "entropy", "clipped_low", "clipped_high",
+    "gradient_tokens", "grad_norm", "learning_rate", "sync_kl", "sync_kl_uncapped",
+    "sync_kl_tokens", "sync_kl_bound", "sync_kl_rechecked",
+})  # fmt: skip
 
 
 class Verifiers:
     """Scores rollouts with the weighted sum of a recipe's rewards.
 
     `names` are the parts of a verdict, one for each reward: `accuracy` for `problem`, otherwise the
-    reward's short name. `accuracy` is the part that tells right (1) from wrong: that of `problem`,
-    or of the first reward where the recipe has no `problem`.
+    reward's short name. `figures` are the names of their means among the metrics of a step: the
+    same, but for names that other metrics have (`TAKEN`). `accuracy` is the part that tells right
+    (1) from wrong: that of `problem`, or of the first reward where the recipe has no `problem`.
     """
 
     def __init__(
@@ -52,9 +60,8 @@ class Verifiers:
             )
             for index, setting in enumerate(self._settings)
         ]
-        self.names = _unique(
-            [ACCURACY if reward is None else reward.short_name for reward in self._rewards]
-        )
+        self.names = _unique([reward.short_name if reward else None for reward in self._rewards])
+        self.figures = tuple(f"{name}_reward" if name in TAKEN else name for name in self.names)
         self.accuracy = ACCURACY if ACCURACY in self.names else self.names[0]
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
@@ -144,11 +151,17 @@ def _parts(name: str, verdict: Verdict) -> Mapping[str, float]:
     return {**own, **{f"{name}.{part}": value for part, value in verdict.parts.items()}}
 
 
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, a number behind those that occurred before: length, length_2."""
-    counts: dict[str, int] = {}
+def _unique(names: Sequence[str | None]) -> tuple[str, ...]:
+    """The names, a number behind those that occurred before: length, length_2.
+
+    None is `accuracy`, which no other reward is called.
+    """
+    counts: dict[str, int] = {ACCURACY: int(None in names)}
     unique = []
     for name in names:
+        if name is None:
+            unique.append(ACCURACY)
+            continue
         counts[name] = counts.get(name, 0) + 1
         unique.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
     return tuple(unique)

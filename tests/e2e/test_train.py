@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from r1lab.verify.verifiers import TAKEN
+
 ROOT = Path(__file__).parents[2]
 SHORT = (
     "--steps=3", "--sampling.questions_per_step=4", "--sampling.group_size=4",
@@ -49,6 +51,8 @@ def test_a_run_leaves_everything_the_design_promises(whole_run):
     assert summary["seconds_training"] < summary["seconds_total"]
     assert [line["step"] for line in lines(whole_run)] == [1, 2, 3]
     assert not any("second" in key for line in lines(whole_run) for key in line)
+    # What is here and no reward's figure must be in TAKEN, or a reward of that name overwrites it.
+    assert set(lines(whole_run)[0]) - {"accuracy", "format"} <= TAKEN
     assert {"rollout", "reward", "update", "sync"} <= set(lines(whole_run, "timings.jsonl")[0])
     assert len(list((whole_run / "rollouts").glob("*.parquet"))) == 3
     assert len(list((whole_run / "eval").glob("*.json"))) == 2

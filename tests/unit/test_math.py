@@ -135,7 +135,8 @@ def test_hostile_answers_score_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "found", ["9^g9^g((278T9^'9!)((278T9^9!)!)\x10!", "2^' 9", "0.333" * 300 + "!"]
+    "found",
+    ["9^g9^g((278T9^'9!)((278T9^9!)!)\x10!", "2^' 9", "0.333" * 300 + "!", "1e00000872244769"],
 )
 def test_what_a_fuzzer_found_is_a_verdict(found):
     equal, reason = judge("5", found)

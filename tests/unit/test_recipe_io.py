@@ -51,6 +51,37 @@ def refusal(path: Path | str, *overrides: str) -> str:
     return message
 
 
+# --- files beside a recipe ---
+
+
+def test_rewards_and_problems_are_looked_for_beside_the_recipe_first(write, tmp_path, monkeypatch):
+    folder = tmp_path / "task"
+    for place in (folder, tmp_path / "here"):
+        place.mkdir()
+        for name in ("mine.py", "rows.jsonl"):
+            (place / name).touch()
+    (tmp_path / "here" / "only_here.py").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    write(
+        """
+        name: base
+        problems: {sources: [{source: rows.jsonl}, {source: boxes}]}
+        rewards: [{reward: "mine.py:judge"}, {reward: only_here.py}, {reward: format}]
+        """,
+        "task/base.yaml",
+    )
+    recipe = load(write("extends: base.yaml\nname: top\n", "task/top.yaml"))
+    assert [source.source for source in recipe.problems.sources] == [
+        str(folder / "rows.jsonl"), "boxes"
+    ]  # fmt: skip
+    assert [reward.reward for reward in recipe.rewards] == [
+        f"{folder / 'mine.py'}:judge", "only_here.py", "format"
+    ]  # fmt: skip
+    # What is typed on the command line starts from the current folder.
+    typed = load(tmp_path / "task/top.yaml", "--rewards.0.reward", "mine.py")
+    assert typed.rewards[0].reward == "mine.py"
+
+
 # --- precedence ---
 
 

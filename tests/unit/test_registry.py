@@ -252,6 +252,26 @@ def test_columns_are_mapped(tmp_path):
         ("a", "2?", "2", "boxes"),
         ("b", "3?", "3", "boxes"),
     ]
+    # A reward written for the data set finds its columns under their own names too.
+    assert problems[1].metadata == {"problem": "3?", "solution": "3", "key": "b"}
+
+
+def test_a_row_may_name_its_verifier(tmp_path):
+    rows = [
+        {"question": "2?", "answer": "2", "judge": "boxes"},
+        {"question": "3?", "answer": "3", "judge": None},
+        {"question": "4?", "answer": "4", "judge": "mine.py:four"},
+        {"question": "5?", "answer": "5", "judge": "elsewhere.py"},
+    ]
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "mine.py").touch()
+    options = {"columns": {"verifier": "judge"}, "test_fraction": 0, "verifier": "division"}
+    assert [p.verifier for p in load(path, **options).problems] == [
+        "boxes", "division", f"{tmp_path / 'mine.py'}:four", "elsewhere.py"
+    ]  # fmt: skip
+    named = write_table(tmp_path / "named.jsonl", [{**rows[0], "verifier": "countdown"}])
+    (problem,) = load(named, test_fraction=0).problems
+    assert problem.verifier == "countdown" and "verifier" not in problem.metadata
 
 
 @pytest.mark.parametrize(

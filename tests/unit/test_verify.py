@@ -21,6 +21,7 @@ from r1lab.verify import (
     call_reward,
     load_reward,
 )
+from r1lab.verify.verifiers import TAKEN
 
 RIGHT, WRONG = " so </think> <answer> 1 </answer>", " so </think> <answer> 9 </answer>"
 
@@ -292,6 +293,37 @@ def test_broken_contract_names_the_file_and_line(write, body: str, message: str)
 def test_numbers_of_all_sorts(write, value: str, score: float | None) -> None:
     path = write(f"import numpy as np\ndef reward(problem, completion):\n    return {value}\n")
     assert scores(verifiers(path).score([rollout(0, RIGHT)])) == [[score]]
+
+
+@pytest.mark.parametrize("score", ["float('nan')", "'1'", "float('inf')"])
+@pytest.mark.parametrize("signature", ["problem, completion", "completions, **_"])
+def test_a_verdict_that_cannot_be_is_no_quiet_fault(write, score: str, signature: str) -> None:
+    verdict = f"Verdict({score})"
+    returned = verdict if "problem" in signature else f"[{verdict} for _ in completions]"
+    path = write(
+        f"""
+        from r1lab.types import Verdict
+
+        def reward({signature}):
+            return {returned}
+        """
+    )
+    with pytest.raises(RewardError, match=r"mine.py, line 4: a score is a finite number or None"):
+        verifiers(path).score([rollout(0, RIGHT, WRONG)])
+
+
+def test_figures_of_rewards_clash_with_no_other(write) -> None:
+    judge = "def reward(problem, completion):\n    return 0.5\n"
+    files = [write(judge, f"{name}.py") for name in ("length", "reward", "accuracy", "brevity")]
+    several = verifiers(*files, "problem", files[0])
+    assert several.names == (
+        "length", "reward", "accuracy_2", "brevity", "accuracy", "length_2"
+    )  # fmt: skip
+    assert several.figures == (
+        "length_reward", "reward_reward", "accuracy_2", "brevity", "accuracy", "length_2"
+    )  # fmt: skip
+    assert several.accuracy == "accuracy"
+    assert not TAKEN & set(several.figures)
 
 
 # ----------------------------------------------------------------------------- runners
