@@ -6,25 +6,88 @@ extended and overridden, and how an error becomes one line, stands in `r1lab.rec
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+# Counts end where numbers stop being possible: a slip of the keyboard is refused here, and not by
+# a library that counts in 32 bits.
+_MOST = 10**9
+Positive = Annotated[int, Field(gt=0, le=_MOST)]
+NonNegative = Annotated[int, Field(ge=0, le=_MOST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generators take
+
+
+def _nameable(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{text!r} names nothing; write a name, or leave the key out")
+    return text
+
+
+# Something that names a file, a folder, a function, ...: one line with something on it.
+Name = Annotated[str, AfterValidator(_nameable)]
+# What a run is called: also the name of its folder, so neither `.` nor `..` nor a hidden one.
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: no unknown keys, nothing changed after the check."""
+    """A part of a recipe: no unknown keys, nothing changed after the check.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Values are of the type that YAML gave them: a number in quotes is text, `true` is no number.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        scalars = (bool, str) if {int, float} & kinds else (int, float, str)
+        if kinds and str not in kinds and type(value) in scalars and type(value) not in kinds:
+            raise PydanticCustomError("scalar", f"Input should be {_words(kinds, value)}")
+        return value
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The plain types that a key takes; empty where it takes a section or a container."""
+    if annotation in (int, float, bool, str):
+        return {annotation}
+    if annotation is type(None):
+        return set()
+    if getattr(annotation, "__origin__", None) is Literal:
+        return {type(choice) for choice in get_args(annotation)}
+    parts = get_args(annotation)
+    if not parts or getattr(annotation, "__origin__", None) in (tuple, dict):
+        return set()
+    if hasattr(annotation, "__metadata__"):
+        parts = parts[:1]
+    return set().union(*map(_kinds, parts))
+
+
+def _words(kinds: set[type], value: Any) -> Any:
+    if kinds == {bool}:
+        return "true or false"
+    quoted = isinstance(value, str) and re.fullmatch(r"[-+]?\.?[0-9][0-9._eE+-]*", value)
+    return ("a number" if float in kinds else "a whole number") + (
+        "; take the quotes away" if quoted else ""
+    )
 
 
 class LoraSettings(Section):
     """Low-rank adapters (arXiv 2106.09685) in place of full weights."""
 
-    rank: Positive = Field(16, description="rank r of the update B A")
+    rank: Positive = Field(16, le=4096, description="rank r of the update B A")
     alpha: float = Field(32.0, gt=0, description="scale: the update is alpha / r * B A")
     dropout: float = Field(0.0, ge=0, lt=1)
     attention: bool = Field(True, description="adapt the attention projections")
@@ -35,8 +98,8 @@ class LoraSettings(Section):
 class ModelSettings(Section):
     """The base model and the precision it is trained in."""
 
-    path: str = Field("nano", description="shipped base by name, a folder, or a hub name")
-    gguf_file: str | None = Field(None, description="file inside `path` when it holds a GGUF")
+    path: Name = Field("nano", description="shipped base by name, a folder, or a hub name")
+    gguf_file: Name | None = Field(None, description="file inside `path` when it holds a GGUF")
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="working weights; the optimiser's copy is always float32"
     )
@@ -46,11 +109,11 @@ class ModelSettings(Section):
 class SourceSettings(Section):
     """One stream of problems."""
 
-    source: str = Field(
+    source: Name = Field(
         description="a shipped source (boxes, arithmetic, ...), path/to/file.py:load, "
         "package.module:load, or a .jsonl / .parquet file"
     )
-    weight: float = Field(1.0, gt=0, description="share of this source among the others")
+    weight: float = Field(1.0, ge=1e-6, le=1e6, description="share of this source among the others")
     options: dict[str, Any] = Field(default_factory=dict, description="handed to load()")
 
 
@@ -58,7 +121,7 @@ class ProblemSettings(Section):
     """What is asked, in training and in evaluation."""
 
     sources: tuple[SourceSettings, ...] = Field(min_length=1)
-    seed: int = Field(
+    seed: Seed = Field(
         0, description="of the problem streams; held-out problems do not depend on it"
     )
 
@@ -66,7 +129,7 @@ class ProblemSettings(Section):
 class RewardSettings(Section):
     """One reward and its weight in the sum."""
 
-    reward: str = Field(
+    reward: Name = Field(
         description="`problem` for the verifier each problem names, a shipped reward (boxes, math, "
         "format, ...), path/to/file.py:function or package.module:function"
     )
@@ -77,8 +140,12 @@ class RewardSettings(Section):
         description="run it in worker processes, under the limits below; false, in this process "
         "without limits, for a reward that needs a model or the network",
     )
-    seconds: float = Field(5.0, gt=0, description="for one response; longer is a fault, no score")
-    memory_mib: Positive = Field(1024, description="for one response, on top of the worker's own")
+    seconds: float = Field(
+        5.0, gt=0, le=86_400, description="for one response; longer is a fault, no score"
+    )
+    memory_mib: Positive = Field(
+        1024, le=2**20, description="for one response, on top of the worker's own"
+    )
 
 
 class SamplingRecipe(Section):
@@ -87,15 +154,17 @@ class SamplingRecipe(Section):
     engine: Literal["vllm", "transformers"] = Field(
         "vllm", description="`transformers` is slow and always there; never chosen silently"
     )
-    questions_per_step: Positive = Field(32, description="P, over all processes")
-    group_size: int = Field(16, ge=2, description="G completions of each question")
-    temperature: float = Field(1.0, gt=0)
+    questions_per_step: Positive = Field(32, le=100_000, description="P, over all processes")
+    group_size: int = Field(16, ge=2, le=10_000, description="G completions of each question")
+    temperature: float = Field(1.0, ge=0.01, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: Positive = Field(128, description="new tokens of a response, at most")
     max_model_len: Positive | None = Field(
         None, description="prompt and response together, at most; null: what the model allows"
     )
-    kv_cache_gib: float = Field(1.0, gt=0, description="vLLM's cache on the CPU, per process")
+    kv_cache_gib: float = Field(
+        1.0, gt=0, le=10_000, description="vLLM's cache on the CPU, per process"
+    )
     gpu_memory_utilization: float = Field(0.45, gt=0, lt=1, description="vLLM's share of a GPU")
 
 
@@ -110,8 +179,8 @@ class AlgorithmSettings(Section):
     advantage: Literal["group_std", "mean_only"] = Field(
         "group_std", description="(r - mean) / std of the group, or r - mean (Dr. GRPO)"
     )
-    clip_low: float = Field(0.2, gt=0, description="ratio clipped below at 1 - clip_low")
-    clip_high: float = Field(0.2, gt=0, description="ratio clipped above at 1 + clip_high")
+    clip_low: float = Field(0.2, gt=0, le=1, description="ratio clipped below at 1 - clip_low")
+    clip_high: float = Field(0.2, gt=0, le=100, description="ratio clipped above at 1 + clip_high")
     num_minibatches: Positive = Field(1, description="optimiser updates of one rollout")
     tokens_per_microbatch: Positive = Field(
         4096, description="padded tokens of one forward; lower it when memory runs out"
@@ -127,14 +196,14 @@ class AlgorithmSettings(Section):
 class OptimizerSettings(Section):
     """AdamW (arXiv 1711.05101) on a float32 copy of the weights."""
 
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final_fraction: Fraction = Field(0.1, description="of the learning rate, at the last step")
     warmup_steps: NonNegative = 3
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
-    epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    epsilon: float = Field(1e-8, gt=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, le=100)
     max_grad_norm: float = Field(1.0, gt=0)
 
 
@@ -142,12 +211,12 @@ class EvaluationSettings(Section):
     """Held-out problems, before, during and after."""
 
     every: NonNegative = Field(10, description="steps between them; 0: before and after only")
-    num_problems: Positive = 200
-    num_samples: Positive = Field(16, description="k samples of each problem")
-    temperature: float = Field(1.0, gt=0)
+    num_problems: Positive = Field(200, le=1_000_000)
+    num_samples: Positive = Field(16, le=100_000, description="k samples of each problem")
+    temperature: float = Field(1.0, ge=0.01, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
     greedy: bool = Field(True, description="also score one greedy answer before and after")
-    seed: int = Field(1234, description="of the held-out problems and of their sampling")
+    seed: Seed = Field(1234, description="of the held-out problems and of their sampling")
 
 
 class CheckpointSettings(Section):
@@ -160,7 +229,7 @@ class CheckpointSettings(Section):
 class TrackingSettings(Section):
     """Where metrics go beside the run folder."""
 
-    trackers: tuple[str, ...] = Field(
+    trackers: tuple[Name, ...] = Field(
         ("tensorboard",), description="names that accelerate knows: tensorboard, wandb, ..."
     )
 
@@ -168,19 +237,21 @@ class TrackingSettings(Section):
 class TrainRecipe(Section):
     """A whole training run."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    output: str | None = Field(None, description="the run folder; null: runs/<name>")
-    seed: int = 0
+    name: RunName = Field(description="letters, digits, `.`, `_` and `-`")
+    output: Name | None = Field(None, description="the run folder; null: runs/<name>")
+    seed: Seed = 0
     steps: Positive = 60
     model: ModelSettings = ModelSettings()
-    template: str = Field("compact", description="a name of r1lab.prompts.TEMPLATES")
+    template: Name = Field("compact", description="a name of r1lab.prompts.TEMPLATES")
     problems: ProblemSettings
     rewards: tuple[RewardSettings, ...] = Field(
         (RewardSettings(reward="problem"), RewardSettings(reward="format", weight=0.1)),
         min_length=1,
     )
     reward_workers: Positive | None = Field(
-        None, description="processes that run rewards, for each training process; null: its cores"
+        None,
+        le=1024,
+        description="processes that run rewards, for each training process; null: its cores",
     )
     sampling: SamplingRecipe = SamplingRecipe()
     algorithm: AlgorithmSettings = AlgorithmSettings()
@@ -202,6 +273,11 @@ class TrainRecipe(Section):
             raise ValueError(
                 f"sampling.top_p: {self.sampling.top_p} would train on another distribution than "
                 "it samples from; only 1 is possible here (evaluation.top_p is free)"
+            )
+        if not any(reward.weight for reward in self.rewards):
+            raise ValueError(
+                "rewards: every weight is 0, so that every response scores the same and nothing "
+                "is learnt; give one of them a weight"
             )
         limit = self.sampling.max_model_len
         if limit is not None and limit <= self.sampling.max_tokens:
@@ -225,7 +301,7 @@ class TrainRecipe(Section):
 class CorpusSettings(Section):
     """What a base is pre-trained on."""
 
-    source: str = Field(
+    source: Name = Field(
         "r1lab.data.corpus:documents", description="path/to/file.py:load or package.module:load"
     )
     options: dict[str, Any] = Field(default_factory=dict, description="the corpus's dials")
@@ -234,18 +310,20 @@ class CorpusSettings(Section):
 class PretrainRecipe(Section):
     """Pre-training of a small V3-style base from nothing."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    output: str | None = Field(None, description="the run folder; null: runs/<name>")
-    seed: int = 0
+    name: RunName = Field(description="letters, digits, `.`, `_` and `-`")
+    output: Name | None = Field(None, description="the run folder; null: runs/<name>")
+    seed: Seed = 0
     size: Literal["nano", "micro", "lite", "v3"] = "nano"
     corpus: CorpusSettings = CorpusSettings()
-    tokens: Positive = Field(description="tokens of the corpus, prompts included")
+    tokens: int = Field(gt=0, le=10**15, description="tokens of the corpus, prompts included")
     tokens_per_batch: Positive = 4096
-    row_length: Positive = Field(256, description="documents are packed into rows of this length")
+    row_length: int = Field(
+        256, ge=16, le=10**6, description="documents are packed into rows of this length"
+    )
     prompt_loss_weight: Fraction = Field(
         0.1, description="of a question's tokens: they are random and teach little"
     )
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0, le=1)
     final_fraction: Fraction = 0.03
     warmup_steps: NonNegative = 50
     flat_until: float = Field(
@@ -253,16 +331,19 @@ class PretrainRecipe(Section):
     )
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, le=100)
     max_grad_norm: float = Field(1.0, gt=0)
-    router_bias_speed: float = Field(1e-3, ge=0, description="arXiv 2412.19437: 0.001, then 0")
+    router_bias_speed: float = Field(
+        1e-3, ge=0, le=1, description="arXiv 2412.19437: 0.001, then 0"
+    )
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpoint_every: Positive = Field(500, description="steps between saved states")
     card_problems: NonNegative = Field(
         200, description="held-out problems of each kind scored for the model card; 0: none"
     )
-    card_sources: tuple[str, ...] = Field(
+    card_sources: tuple[Name, ...] = Field(
         ("boxes", "arithmetic", "division", "derivations"),
+        min_length=1,
         description="the kinds of problem that are scored for the card",
     )
     card_engine: Literal["vllm", "transformers"] = Field("vllm", description="that samples them")

@@ -4,9 +4,8 @@ Precedence: defaults < the recipe that `extends` names < the recipe < the comman
 (`--optimizer.learning_rate 3e-4`, `--problems.sources.0.weight=2`). Mappings are merged key by
 key; lists and everything else are replaced whole.
 
-YAML is read with the plain types of YAML 1.2, because those of 1.1 surprise: `3e-4` is a number,
-`no` and `on` are text, `2026-01-31` is text. A key given twice is refused. The files of rewards and
-of problems are looked for beside the recipe that names them, then from the current folder.
+The files of rewards and of problems are looked for beside the recipe that names them, then from the
+current folder.
 
 Every fault is a `RecipeError` of one line: where (file and line, or the option), the key, the
 value and what is allowed, with the nearest match. Nothing here imports torch.
@@ -15,7 +14,6 @@ value and what is allowed, with the nearest match. Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
-import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +28,13 @@ from pydantic import BaseModel, ValidationError
 import r1lab
 from r1lab.hints import nearest
 from r1lab.problems import beside
+from r1lab.plain_yaml import YamlFault, find, parse
 from r1lab.recipe import TrainRecipe
 from r1lab.recipe_errors import Key, explain, section_below, section_in, show
 from r1lab.registry import shipped_folder
 from r1lab.types import RecipeError
+
+_MAX_BYTES = 2**20  # of a recipe's file: far more than anyone writes
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
 Override = tuple[str, str]  # the key, dotted, and its value as typed
@@ -193,46 +194,6 @@ def describe(schema: type[BaseModel], prefix: str = "") -> list[tuple[str, str, 
 # --- reading ---------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2's core schema, and no key twice."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 -- filled below
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise _YamlFault(line, f"the key {key!r} is not text; put it in quotes")
-            if key in lines:
-                raise _YamlFault(line, f"{key}: given twice (first in line {lines[key]})")
-            lines[key] = line
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return mapping
-
-
-class _YamlFault(yaml.YAMLError):
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(message)
-        self.line = line
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F]+)", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf)",
-        list("-+.0123456789"),
-    ),
-):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
-    )
-
-
 @dataclass(frozen=True)
 class _Document:
     """A recipe's file: what it says without `extends`, and its text to find a line in."""
@@ -241,23 +202,6 @@ class _Document:
     tree: dict[str, Any]
     text: str
 
-    def find(self, key: Key) -> tuple[int, int]:
-        """How many parts of the key stand in the file, and the line of the last of these."""
-        node: yaml.Node | None = yaml.compose(self.text, Loader=_Loader)
-        depth, line = 0, 1
-        for part in key:
-            if isinstance(node, yaml.MappingNode):
-                pairs = [(name, value) for name, value in node.value if name.value == part]
-            elif isinstance(node, yaml.SequenceNode) and str(part).isdecimal():
-                pairs = [(value, value) for value in node.value[int(part) :][:1]]
-            else:
-                break
-            if not pairs:
-                break
-            name, node = pairs[0]
-            depth, line = depth + 1, name.start_mark.line + 1
-        return depth, line
-
 
 def _origin(key: Key, documents: Sequence[_Document], overrides: Sequence[Override]) -> str:
     """The option, or the file and line, that gave a key its value."""
@@ -265,7 +209,7 @@ def _origin(key: Key, documents: Sequence[_Document], overrides: Sequence[Overri
     for option, _ in overrides:
         if f"{dotted}.".startswith(f"{option}.") or f"{option}.".startswith(f"{dotted}."):
             return "command line"
-    places = [(document.find(key), document.path) for document in documents]
+    places = [(find(document.text, key), document.path) for document in documents]
     (depth, line), path = max(places, key=lambda place: place[0][0])  # the first of the deepest
     return f"{path}, line {line}" if depth else str(documents[0].path)
 
@@ -297,21 +241,26 @@ def _read_chain(path: Path) -> list[_Document]:
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.load(text, Loader=_Loader)
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecipeError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise RecipeError(f"{path}: not UTF-8 text, so not a recipe") from None
-    except _YamlFault as fault:
-        raise RecipeError(f"{path}, line {fault.line}: {fault}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise RecipeError(f"{path}, line {line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path}: not UTF-8 text, so not a recipe; save it as UTF-8") from None
+    if not text.strip():
+        raise RecipeError(
+            f"{path}: empty; a recipe has at least a name and problems.sources, or extends another"
+        )
+    try:
+        tree = parse(text)
+    except YamlFault as fault:
+        line = f", line {fault.line}" if fault.line else ""
+        raise RecipeError(f"{path}{line}: {fault}") from None
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(tree).__name__}")
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of keys to values (`steps: 60`), not {show(tree)}"
+        )
     _anchor(tree, path.parent)
     return tree, text
 
@@ -343,9 +292,11 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse_value(key: str, text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise RecipeError(f"--{key}: {text!r} is not a YAML value; quote it") from None
+        return parse(text)
+    except YamlFault as fault:
+        raise RecipeError(
+            f"--{key}: {show(text)} is not a YAML value ({fault}); quote it"
+        ) from None
 
 
 def _assign(tree: dict[str, Any], schema: type[BaseModel], key: str, value: Any) -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top: a module imports from its own level and from those below.
 LEVELS = (
     ("r1lab", "r1lab.types"),
-    ("r1lab.prompts", "r1lab.hints"),
+    ("r1lab.prompts", "r1lab.hints", "r1lab.plain_yaml"),
     ("r1lab.recipe",),
     (
         "r1lab.problems",
@@ -52,6 +52,7 @@ LIGHT = (
     "r1lab.cli_rewards",
     "r1lab.doctor.examine",
     "r1lab.hints",
+    "r1lab.plain_yaml",
     "r1lab.problems",
     "r1lab.prompts",
     "r1lab.recipe",

@@ -180,7 +180,7 @@ def test_a_key_given_twice_is_refused_with_both_lines(write):
     [
         ("name: [1", "line 1: not YAML"),
         ("- 1", "mapping"),
-        ("", "mapping"),
+        ("", "empty"),
         ("1: x", "quotes"),
         ("name: !!python/object/apply:os.system ['true']", "not YAML"),
     ],
@@ -213,7 +213,7 @@ def test_overrides_reach_lists_and_sections_that_the_recipe_leaves_out(write):
 
 def test_overrides_can_be_negative_empty_and_null(write):
     path = write(BASE)
-    assert load(path, "--seed", "-1").seed == -1
+    assert load(path, "--rewards.1.weight", "-1").rewards[1].weight == -1
     assert load(path, "--tracking.trackers", "[]").tracking.trackers == ()
     assert load(path, "--sampling.max_model_len", "null").sampling.max_model_len is None
 
