@@ -63,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `r1lab show RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a file, a folder or a disk, and its name says which
+        if debug:
+            raise
+        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        _say_error(R1labError(f"{name}{error.strerror or error}"))
+        return R1labError.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -127,9 +127,9 @@ class _Rewards:
 
 def _problems(options: argparse.Namespace) -> Sequence[Problem]:
     """The first problems with different questions: all of a file, else those held out."""
-    from r1lab.problems import TABLES
     from r1lab.recipe import SourceSettings
     from r1lab.registry import load_problems
+    from r1lab.tables import TABLES
 
     given = _yaml("--problem-options", options.problem_options)
     is_table = options.problems.endswith(TABLES)

@@ -1,8 +1,9 @@
-"""Words for errors: the nearest match to a misspelt name."""
+"""Words for errors: the nearest match to a misspelt name, and what the user's own code raised."""
 
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,3 +25,25 @@ def missing(path: Path, *, what: str = "file") -> str:
     match = difflib.get_close_matches(path.name, names, n=1)
     hint = f" (did you mean {str(parent / match[0])!r}?)" if match else ""
     return f"no {what} {path} (from {Path.cwd()}){hint}"
+
+
+def raised(error: BaseException, own: str | None = None) -> str:
+    """`mine.py, line 12: KeyError: 'x'`: an error of the user's code, behind where it was running.
+
+    That is the last line of the file `own`, or of any file outside Python and this package.
+    """
+    message = " ".join(str(error).split())[:300]
+    said = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}: {said}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == own or _is_users(frame.filename)
+    ]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: {said}" if frames else said
+
+
+def _is_users(filename: str) -> bool:
+    inside = filename.startswith((str(Path(__file__).parent), "<"))
+    return not inside and "importlib" not in filename

@@ -105,7 +105,8 @@ def _line(node: yaml.Node) -> int:
 
 def _worded(error: yaml.MarkedYAMLError, text: str) -> YamlFault:
     line = error.problem_mark.line + 1 if error.problem_mark else None
-    told = f"not YAML: {error.problem}"
+    whole = str(error.problem).startswith("but ")  # the second half of a sentence
+    told = f"not YAML: {error.context}, {error.problem}" if whole else f"not YAML: {error.problem}"
     if line is not None and any("\t" in each for each in text.split("\n")[line - 1 :][:1]):
         told += "; YAML is indented with spaces, not with tabs"
     return YamlFault(told, line)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
+import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
-from r1lab.hints import missing, nearest
-from r1lab.types import Problem, RecipeError
+from r1lab.hints import raised
+from r1lab.tables import TABLES, place_of, read_table, text_of
+from r1lab.types import Problem, R1labError, RecipeError
 
 Split = Literal["train", "test"]
-TABLES = (".jsonl", ".parquet")
 COLUMNS = ("question", "answer", "id", "verifier")  # of a table; the rest is metadata
 
 
@@ -80,13 +80,22 @@ class ProblemMixture:
 
     def __getitem__(self, index: int) -> Problem:
         stream, position = self.place(index)
-        problem = self.streams[stream][position]
         name = self.names[stream]
+        key = f"problems.sources.{stream}.source: {name!r}"
+        try:
+            problem = self.streams[stream][position]
+        except R1labError:
+            raise
+        except Exception as error:  # a source is the user's code, and may raise anything
+            raise RecipeError(f"{key} failed at problem {position}: {raised(error)}") from error
         if not isinstance(problem, Problem):
-            raise RecipeError(
-                f"problems.sources.{stream}.source: {name!r} gave {type(problem).__name__}, "
-                "not r1lab.types.Problem"
-            )
+            raise RecipeError(f"{key} gave {type(problem).__name__}, not r1lab.types.Problem")
+        for field in ("id", "question", "answer", "verifier"):
+            if not isinstance(getattr(problem, field), str):
+                raise RecipeError(
+                    f"{key}: problem {position} ({problem.id!r}): {field} is "
+                    f"{getattr(problem, field)!r}, and must be text"
+                )
         return problem if problem.source or not name else replace(problem, source=name)
 
     def __iter__(self) -> Iterator[Problem]:
@@ -95,10 +104,6 @@ class ProblemMixture:
     def starting_at(self, index: int) -> Iterator[Problem]:
         """The problems from `index` on; nothing before it is drawn."""
         return (self[i] for i in itertools.count(index))
-
-    def take(self, num: int, start: int = 0) -> tuple[Problem, ...]:
-        """`num` problems from `start` on."""
-        return tuple(self[i] for i in range(start, start + num))
 
     def distinct(self, num: int) -> list[Problem]:
         """The first `num` problems with different questions, for an evaluation.
@@ -165,13 +170,13 @@ class FileProblems:
         if not 0 <= test_fraction < 1:
             raise ValueError(f"test_fraction: {test_fraction} must be at least 0 and below 1")
         if test_file is not None:
-            held_out = _read_rows(Path(test_file).expanduser(), names, verifier)
+            held_out = _read_rows(Path(os.path.expanduser(test_file)), names, verifier)
             if split == "test":
                 return held_out
             questions = {problem.question for problem in held_out}
-            rows = _read_rows(Path(path).expanduser(), names, verifier)
+            rows = _read_rows(Path(os.path.expanduser(path)), names, verifier)
             return [row for row in rows if row.question not in questions]
-        rows = _read_rows(Path(path).expanduser(), names, verifier)
+        rows = _read_rows(Path(os.path.expanduser(path)), names, verifier)
         return [
             row for row in rows if (_unit_hash(row.question) < test_fraction) == (split == "test")
         ]
@@ -213,21 +218,21 @@ class ReplayedProblems:
 
 
 def _read_rows(path: Path, columns: Mapping[str, str], verifier: str) -> list[Problem]:
-    if not path.is_file():
-        raise ValueError(missing(path))
-    rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
     problems = []
-    for number, row in rows:
-        for column in (columns["question"], columns["answer"]):
-            if row.get(column) is None:
-                raise ValueError(
-                    f"{path}, row {number}: no column {column!r}{nearest(column, row)}; it has "
-                    f"{', '.join(row)}; map them with options.columns"
-                )
+    row_of: dict[str, int] = {}
+    for number, row in read_table(path):
+        place = place_of(path, number)
         metadata = {name: value for name, value in row.items() if name not in COLUMNS}
-        question, answer = str(row[columns["question"]]), str(row[columns["answer"]])
+        question = text_of(row, columns["question"], place)
+        answer = text_of(row, columns["answer"], place)
         identity = row.get(columns["id"])
         identity = f"{path.stem}/{number}" if identity is None else str(identity)
+        if identity in row_of:
+            raise ValueError(
+                f"{place}: the id {identity!r} stands in {row_of[identity]} already; each problem "
+                "needs an id of its own (without a column `id`, the row's number is taken)"
+            )
+        row_of[identity] = number
         own = row.get(columns["verifier"])
         judged_by = verifier if own is None else beside(str(own), path.parent)
         problems.append(Problem(identity, question, answer, judged_by, path.stem, metadata))
@@ -241,36 +246,10 @@ def beside(reference: str, folder: Path) -> str:
     """
     place, colon, function = reference.partition(":")
     is_path = place.endswith((".py", *TABLES)) or "/" in place
-    found = folder / Path(place).expanduser()
+    found = folder / Path(os.path.expanduser(place))
     if not is_path or not found.is_file():
         return reference
     return f"{found.resolve()}{colon}{function}"
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: not an object with named columns")
-            yield number, row
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError:
-        raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
-    try:
-        table = parquet.read_table(path)
-    except ArrowInvalid as error:
-        raise ValueError(f"{path}: not Parquet: {error}") from None
-    yield from enumerate(table.to_pylist(), start=1)
 
 
 @lru_cache(maxsize=64)

@@ -23,7 +23,10 @@ def explain(error: ValidationError, schema: type[BaseModel], where: Callable[[Ke
 
     `where` says which file and line, or option, gave a key its value.
     """
-    faults = error.errors(include_url=False)
+    found = error.errors(include_url=False)
+    # pydantic counts a list without its faulty entries: what is wrong is the entry.
+    inside = {fault["loc"][:depth] for fault in found for depth in range(len(fault["loc"]))}
+    faults = [fault for fault in found if fault["loc"] not in inside or not fault["loc"]]
     # A misspelt key tells more than the required key that is missing because of it.
     first = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
     key: Key = tuple(first["loc"])

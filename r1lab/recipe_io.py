@@ -14,6 +14,7 @@ value and what is allowed, with the nearest match. Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
+import os
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from pydantic import BaseModel, ValidationError
 
 import r1lab
 from r1lab.hints import nearest
-from r1lab.problems import beside
 from r1lab.plain_yaml import YamlFault, find, parse
+from r1lab.problems import beside
 from r1lab.recipe import TrainRecipe
 from r1lab.recipe_errors import Key, explain, section_below, section_in, show
 from r1lab.registry import shipped_folder
@@ -74,7 +75,9 @@ def find_recipe(path: str | Path, *, beside: Path | None = None) -> Path:
     RecipeError.
     """
     text = str(path)
-    given = (beside or Path()) / Path(path).expanduser()
+    if not text.strip():
+        raise RecipeError(f"no recipe is called {text!r}; give a YAML file, or a run folder")
+    given = (beside or Path()) / Path(os.path.expanduser(path))
     if given.is_file():
         return given
     if (given / "recipe.yaml").is_file():

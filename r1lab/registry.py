@@ -18,8 +18,8 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,9 +27,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from r1lab.hints import missing, nearest
+from r1lab.hints import missing, nearest, raised
 from r1lab.problems import (
-    TABLES,
     FileProblems,
     ProblemMixture,
     ProblemStream,
@@ -38,12 +37,16 @@ from r1lab.problems import (
     Split,
 )
 from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
-from r1lab.types import RecipeError
+from r1lab.tables import TABLES
+from r1lab.types import R1labError, RecipeError
 
 Kind = Literal["reward", "source"]
 
 _PACKAGE = {"reward": "r1lab.rewards", "source": "r1lab.data"}
 _FUNCTION = {"reward": "reward", "source": "load"}
+
+# What tables come in that are not read here.
+_OTHER_TABLES = (".csv", ".tsv", ".json", ".txt", ".gz", ".zst", ".arrow", ".xlsx")
 
 # The reward of a recipe that stands for the verifier that each problem names.
 PROBLEM_VERIFIER = "problem"
@@ -97,21 +100,9 @@ class Reference:
 
     def _import_error(self, key: str, error: BaseException) -> RecipeError:
         """One line for what the module raised, with the last line of its own that was running."""
-        where = self.path or self.module
-        if isinstance(error, SyntaxError) and error.filename:
-            where = f"{error.filename}, line {error.lineno}"
-        else:
-            own = [
-                frame
-                for frame in traceback.extract_tb(error.__traceback__)
-                if frame.filename == self.path or _is_user_frame(frame.filename)
-            ]
-            if own:
-                where = f"{own[-1].filename}, line {own[-1].lineno}"
-        message = " ".join(str(error).split())
-        return _error(
-            key, f"{self.text!r} cannot be imported: {where}: {type(error).__name__}: {message}"
-        )
+        said = raised(error, self.path)
+        where = "" if ", line " in said else f"{self.path or self.module}: "
+        return _error(key, f"{self.text!r} cannot be imported: {where}{said}")
 
 
 def find(text: str, kind: Kind, *, key: str = "") -> Reference:
@@ -122,14 +113,19 @@ def find(text: str, kind: Kind, *, key: str = "") -> Reference:
     place, _, function = text.partition(":")
     function = function or _FUNCTION[kind]
     if place.endswith(".py") or "/" in place:
-        path = Path(place).expanduser()
+        path = Path(os.path.expanduser(place))
         if not path.is_file():
             raise _error(key, f"{text!r}: {missing(path)}")
+        if path.suffix != ".py":
+            tables = f", nor a {' or '.join(TABLES)} table" if kind == "source" else ""
+            raise _error(key, f"{text!r} is no Python file{tables}; convert it, or name another")
         path = path.resolve()
         digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
         return Reference(text, function, f"r1lab_file_{digest}_{path.stem}", str(path))
     if place in shipped(kind):
         return Reference(text, function, f"{_PACKAGE[kind]}.{place}")
+    if Path(place).suffix in _OTHER_TABLES and kind == "source":
+        raise _error(key, f"{text!r}: a table is a {' or '.join(TABLES)} file; convert it to one")
     if "." in place or ":" in text:
         return Reference(text, function, place)
     names = shipped(kind)
@@ -194,7 +190,9 @@ def load_problems(
     problems = _call_load(load, split, arguments, settings.options, f"{key}.options")
     if isinstance(problems, Sequence):
         if not problems:
-            raise _error(key, f"{name!r} has no problems for the split {split!r}")
+            share = "; raise options.test_fraction or give an options.test_file"
+            hint = share if name.endswith(TABLES) and split == "test" else ""
+            raise _error(key, f"{name!r} has no problems for the split {split!r}{hint}")
         return ShuffledProblems(problems, seed)
     if hasattr(problems, "__getitem__"):
         stream: ProblemStream = problems
@@ -227,7 +225,10 @@ def _call_load(
     key: str,
 ) -> Any:
     """load(split, **arguments, **options), the seed only where load() takes one."""
-    parameters = inspect.signature(load).parameters
+    try:
+        parameters = inspect.signature(load).parameters
+    except (TypeError, ValueError):  # of something built in
+        raise _error(key, f"{load!r} is no load(split, ...) function of Python") from None
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     names = [
         name
@@ -242,10 +243,12 @@ def _call_load(
         arguments = {name: value for name, value in arguments.items() if name in parameters}
     try:
         return load(split, **arguments, **options)
+    except R1labError:
+        raise
     except (TypeError, ValueError, OSError) as error:  # the options are the user's
-        if isinstance(error, RecipeError):
-            raise
         raise _error(key, " ".join(str(error).split())) from error
+    except Exception as error:  # and so is the code
+        raise _error(key, raised(error)) from error
 
 
 def _error(key: str, message: str) -> RecipeError:
@@ -279,10 +282,6 @@ def _functions_of(module: ModuleType) -> list[str]:
         and value.__module__ == module.__name__
         and not name.startswith("_")
     ]
-
-
-def _is_user_frame(filename: str) -> bool:
-    return not filename.startswith("<") and filename != __file__ and "importlib" not in filename
 
 
 def _defines(path: Path, function: str) -> bool:

@@ -113,7 +113,7 @@ def resolve_folder(path: str) -> Path:
     shipped = shipped_models()
     if path in shipped:
         return shipped[path]
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         return folder
     if _HUB_NAME.fullmatch(path) and not folder.parent.is_dir():

@@ -87,7 +87,10 @@ def where_defined(function: Callable[..., Any]) -> str:
 
 
 def _style(function: Callable[..., Any], key: str) -> Style:
-    names = set(inspect.signature(function).parameters)
+    try:
+        names = set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # of something built in
+        raise RecipeError(f"{key}: {function!r} has no signature; write {SIGNATURES}") from None
     single, batched = names >= SINGLE, bool(names & BATCHED)
     if single == batched:
         problem = "mixes two signatures" if single else "has no signature of a reward"

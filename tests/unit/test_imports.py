@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top: a module imports from its own level and from those below.
 LEVELS = (
     ("r1lab", "r1lab.types"),
-    ("r1lab.prompts", "r1lab.hints", "r1lab.plain_yaml"),
+    ("r1lab.prompts", "r1lab.hints", "r1lab.plain_yaml", "r1lab.tables"),
     ("r1lab.recipe",),
     (
         "r1lab.problems",
@@ -61,6 +61,7 @@ LIGHT = (
     "r1lab.registry",
     "r1lab.run_folder",
     "r1lab.scaffold",
+    "r1lab.tables",
     "r1lab.types",
     "r1lab.verify",
 )
