@@ -229,7 +229,7 @@ def test_a_recipe_that_is_not_there(refused, here, command, path, expected):
         (None, "nothing.py", ["'nothing.py'", "no file"]),
         (None, "boxs", ["'boxs'", "'boxes'", "shipped"]),
         (None, "no.such.module:reward", ["no module 'no'"]),
-        (None, "builtins:dict", ["builtins:dict"]),
+        (None, "builtins:dict", ["class 'dict'", "no signature"]),
         (None, "recipe.yaml", ["recipe.yaml"]),
         ("def rewrad(problem, completion): return 1.0", "own.py", ["'reward'", "'rewrad'"]),
         ("reward = 3", "own.py", ["not a function"]),
