@@ -14,14 +14,8 @@ from functools import lru_cache
 from r1lab.rewards.math_equal import same
 from r1lab.rewards.math_grammar import LONGEST, Node, Unreadable, check_size, has, tidy
 from r1lab.rewards.math_parser import parse
-from r1lab.rewards.math_read import (
-    answer_part,
-    given_choice,
-    gold_choice,
-    read_answer,
-    undressed,
-    words_of,
-)
+from r1lab.rewards.math_read import answer_part, read_answer
+from r1lab.rewards.math_words import given_choice, gold_choice, words_of
 from r1lab.types import Completion, Problem, Verdict
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,100}(?:\.\d{0,100})?|\.\d{1,100})")
@@ -29,6 +23,7 @@ _PLAIN_FRACTION = re.compile(
     r"([+-]?)(?:\\[dt]?frac\{(-?\d{1,60})\}\{(\d{1,60})\}|(\d{1,60}) ?/ ?(\d{1,60}))"
 )
 _SPACES = re.compile(r"(?<!\d) | (?!\d)")
+_WORDS = re.compile(r"\\(?:text\w*|mbox|mathrm|mathbf)\s*\{([^{}]*)\}")
 _STOPS = re.compile(r"(?<=[A-Za-z])\.")
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d{1,2}|\d{4,})|(-?0),(\d+)")
 
@@ -137,5 +132,6 @@ def _decimal_comma(right: str, answer: str) -> bool:
 
 def squashed(text: str) -> str:
     """The text without spaces and dressing, for what no grammar reads."""
-    # A space between two digits stays: 2 0 is not 20.
-    return _STOPS.sub("", _SPACES.sub("", undressed(tidy(text)))).rstrip(".,")
+    # A space between two digits stays: 2 0 is not 20. So do braces: 2^{n+1} is not 2^n+1.
+    plain = _WORDS.sub(r"\1", text)
+    return _STOPS.sub("", _SPACES.sub("", tidy(plain))).rstrip(".,")

@@ -17,42 +17,25 @@ from r1lab.rewards.math_grammar import (
     NAMED,
     Node,
     Unreadable,
+    is_whole,
+    mixed_number,
     neg,
     number,
-    read_number,
 )
+from r1lab.rewards.math_tokens import Tokens, read_number
 
 _CLOSE = {"(": (")", "]"), "[": ("]", ")"), "\\langle": ("\\rangle",)}
 _LETTER_FUNCTIONS = frozenset("fghFGH")
-_SPELLED = {"\\varnothing": "\\emptyset", "\\varepsilon": "\\epsilon", "\\varphi": "\\phi"}
-END = ("end", "")
+_SPELLED = {"\\varepsilon": "\\epsilon", "\\varphi": "\\phi"}
 
 
-class Atoms(ABC):
-    """A place in a list of tokens, and the parts of formulas that can be read there."""
+class Atoms(Tokens, ABC):
+    """The parts of formulas that can be read at a place among tokens."""
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
-        self.tokens, self.place, self.open_bars, self.in_set = tokens, 0, 0, 0
+        super().__init__(tokens)
+        self.open_bars = self.in_set = 0
         self.digits = ""  # of the number read last, as written
-
-    def peek(self) -> tuple[str, str]:
-        return self.tokens[self.place] if self.place < len(self.tokens) else END
-
-    def next(self) -> tuple[str, str]:
-        token = self.peek()
-        self.place += 1
-        return token
-
-    def take(self, *texts: str) -> bool:
-        kind, text = self.peek()
-        if kind == "op" and text in texts:
-            self.place += 1
-            return True
-        return False
-
-    def expect(self, text: str) -> None:
-        if not self.take(text):
-            raise Unreadable(f"expected {text!r} before {self.peek()[1]!r:.20}")
 
     # What math_parser adds
 
@@ -180,6 +163,8 @@ class Atoms(ABC):
             return Node("call", (inside,), name[1:])
         if name in FUNCTIONS:
             return self._function(name)
+        if text in ("\\emptyset", "\\varnothing"):
+            return Node("set", ())
         if text in ("\\pi", "\\infty"):
             return Node("const", (), name)
         if name in GREEK:
@@ -276,20 +261,6 @@ class Atoms(ABC):
             return number(int(text[0]))
         return self.primary()
 
-    def script(self) -> str:
-        """The text of a subscript: it is part of a name."""
-        if not self.take("{"):
-            return self.next()[1]
-        depth, parts = 1, []
-        while depth:
-            kind, text = self.next()
-            if kind == "end":
-                raise Unreadable("a subscript that does not end")
-            depth += (text == "{") - (text == "}") if kind == "op" else 0
-            if depth:
-                parts.append(text)
-        return "".join(parts)
-
     def starts_factor(self, kind: str, text: str) -> bool:
         if kind in ("sym", "text", "num"):
             return True
@@ -307,13 +278,3 @@ class Atoms(ABC):
             or text in ("\\frac", "\\sqrt", "\\pi", "\\binom", "\\infty", "\\cbrt")
             or text in ABOUT
         )
-
-
-def is_whole(node: Node) -> bool:
-    """Whether a node is a whole number as it stands."""
-    return node.kind == "num" and node.value.denominator == 1
-
-
-def mixed_number(whole: Node, part: Node) -> Node:
-    """2 1/2 as the sum that it is."""
-    return Node("add", (whole, part))

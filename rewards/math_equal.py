@@ -1,37 +1,21 @@
 """Are two trees the same answer? The policy of docs/verifiers.md.
 
 `same(gold, given)` settles what each side claims (a named value, an equation, a set of numbers, a
-list) and compares claims of one kind. Numbers are compared exactly where both are rational, else
-to more digits than both are long; expressions at random points, which are rational themselves.
+list) and compares claims of one kind.
 """
 
 from __future__ import annotations
 
-import random
-import zlib
-from fractions import Fraction
 from itertools import pairwise
 
-from r1lab.rewards.math_grammar import Node, Unreadable, has, neg, number
+from r1lab.rewards.math_grammar import Node, Unreadable, has, is_whole, neg, number
 from r1lab.rewards.math_regions import REGIONS, as_region, holds_in, is_region, same_regions
-from r1lab.rewards.math_settle import Contradiction, bare, pack, settle, unit_of
+from r1lab.rewards.math_scalars import multiples, scalars_agree
+from r1lab.rewards.math_settle import Contradiction, bare, settle, unit_of
+from r1lab.rewards.math_tree import as_matrix, names_of
 from r1lab.rewards.math_units import conversion
-from r1lab.rewards.math_values import (
-    Undefined,
-    Value,
-    as_matrix,
-    context,
-    evaluate,
-    is_real,
-    lift,
-    names_of,
-    weight,
-)
 
 _MOST_MEMBERS = 60
-_POINTS = 5
-_MOST_NAMES = 30
-_MOST_DIGITS = 2048
 
 
 def same(gold: Node, given: Node) -> bool:
@@ -40,6 +24,11 @@ def same(gold: Node, given: Node) -> bool:
         gold, given = settle(gold, scalars_agree), settle(given, scalars_agree)
     except Contradiction:
         return False
+    # A set of one member is that member, where the other side is no collection of several.
+    if gold.kind == "set" and len(gold.args) == 1 and given.kind not in ("list", "set"):
+        gold = gold.args[0]
+    elif given.kind == "set" and len(given.args) == 1 and gold.kind not in ("list", "set"):
+        given = given.args[0]
     return agree(gold, given)
 
 
@@ -82,7 +71,7 @@ def _equations_agree(gold: Node, given: Node) -> bool:
     one, two = (Node("add", (node.args[0], neg(node.args[1]))) for node in (gold, given))
     if has(one, "text") or has(two, "text"):
         return False
-    return names_of(one) == names_of(two) and _multiples(one, two, positive=False)
+    return names_of(one) == names_of(two) and multiples(one, two, positive=False)
 
 
 _MANY = ("list", "set", "tuple", "matrix", "text", "ratio", "base")
@@ -126,7 +115,10 @@ def _in_order(one: tuple[Node, ...], two: tuple[Node, ...]) -> bool:
 
 def _regions_agree(gold: Node, given: Node) -> bool:
     if gold.kind == given.kind == "inequality":
-        return _inequalities_agree(gold, given)
+        if _inequalities_agree(gold, given):
+            return True
+        if names_of(gold) != names_of(given):
+            return False
     one, two = as_region(gold), as_region(given)
     if one is not None and two is not None:
         return same_regions(one, two)
@@ -156,7 +148,7 @@ def _inequalities_agree(gold: Node, given: Node) -> bool:
     unequal = [node.value[0] == "!=" for node in (gold, given)]
     if strict[0] != strict[1] or unequal[0] != unequal[1]:
         return False
-    return _multiples(parts[0], parts[1], positive=not unequal[0])
+    return multiples(parts[0], parts[1], positive=not unequal[0])
 
 
 def _tables_agree(gold: Node, given: Node) -> bool:
@@ -180,10 +172,18 @@ def _ratios_agree(gold: Node, given: Node) -> bool:
         return False
     if _in_order(one, two):
         return True
+    if _is_clock_time(one) and _is_clock_time(two):
+        return False
     return all(
         scalars_agree(Node("mul", (a, d)), Node("mul", (b, c)))
         for (a, b), (c, d) in zip(pairwise(one), pairwise(two), strict=True)
     ) and not any(scalars_agree(arg, number(0)) for arg in (*one, *two))
+
+
+def _is_clock_time(sides: tuple[Node, ...]) -> bool:
+    """Whether a ratio may be a time of day: 4:30 is not 8:60, and 2:30 is not 1:15."""
+    whole = [side.value for side in sides if is_whole(side)]
+    return len(whole) == len(sides) == 2 and 0 <= whole[0] <= 24 and 10 <= whole[1] < 60
 
 
 def _quantities_agree(gold: Node, given: Node) -> bool:
@@ -196,82 +196,11 @@ def _quantities_agree(gold: Node, given: Node) -> bool:
             return False
         if factor != 1:
             two = Node("mul", (number(factor), two))
+    if {gold.kind, given.kind} == {"percent", "degree"}:
+        return False
     if scalars_agree(one, two):
         return True
     if "percent" in (gold.kind, given.kind) or "degree" in (gold.kind, given.kind):
         # The value that the sign stands for: 50% is 1/2, 180 degrees are pi.
         return gold.kind != given.kind and scalars_agree(gold, given)
     return False
-
-
-# Scalars
-
-
-def scalars_agree(gold: Node, given: Node) -> bool:
-    """Whether two expressions have the same value everywhere."""
-    if gold == given:
-        return True
-    if gold.kind == "num" and given.kind == "num":
-        return bool(gold.value == given.value)
-    if gold.kind == "const" and given.kind == "const":
-        return bool(gold.value == given.value)
-    seen = 0
-    for one, two, mp in _values(gold, given):
-        seen += 1
-        if not _close(one, two, mp):
-            return False
-    return seen > 0
-
-
-def _values(one: Node, two: Node) -> list[tuple[Value, Value, object]]:
-    """Both values at points where both are defined, real ones alone where there are any."""
-    names = sorted(names_of(one) | names_of(two))
-    if len(names) > _MOST_NAMES:
-        raise Unreadable("too many names")
-    digits = 40 + 2 * (weight(one) + weight(two))
-    mp = context(min(-(-digits // 64) * 64, _MOST_DIGITS))
-    draw = random.Random(zlib.crc32(repr((one, two)).encode()))
-    real, other = [], []
-    for place in range(_POINTS if names else 1):
-        signs = (1,) if place < 3 else (1, -1)
-        point = {
-            name: Fraction(draw.randint(11, 499), draw.randint(101, 199)) * draw.choice(signs)
-            for name in names
-        }
-        try:
-            pair = (evaluate(one, point, mp), evaluate(two, point, mp), mp)
-        except Undefined:
-            continue
-        exact = isinstance(pair[0], Fraction) and isinstance(pair[1], Fraction)
-        if digits > _MOST_DIGITS and not exact:
-            raise Unreadable("numbers beyond the limit")
-        all_real = is_real(pair[0], mp) and is_real(pair[1], mp)
-        (real if all_real else other).append(pair)
-    return real or other
-
-
-def _close(one: Value, two: Value, mp: object) -> bool:
-    if isinstance(one, Fraction) and isinstance(two, Fraction):
-        return one == two
-    one, two = lift(one, mp), lift(two, mp)
-    limit = mp.mpf(10) ** (-(mp.dps * 3) // 5)  # type: ignore[attr-defined]
-    return bool(abs(one - two) <= limit * (1 + abs(one)))
-
-
-def _multiples(one: Node, two: Node, *, positive: bool) -> bool:
-    """Whether one expression is a fixed non-zero multiple of the other, and neither vanishes."""
-    ratio: Value = None
-    for left, right, mp in _values(one, two):
-        left, right = lift(left, mp), lift(right, mp)
-        if _close(left, mp.mpf(0), mp) or _close(right, mp.mpf(0), mp):  # type: ignore[attr-defined]
-            return False
-        if ratio is None:
-            ratio = left / right
-        elif not _close(ratio, left / right, mp):
-            return False
-    if ratio is None or not names_of(one):
-        return False
-    return not positive or (getattr(ratio, "imag", 0) == 0 and ratio > 0)
-
-
-__all__ = ["agree", "pack", "same", "scalars_agree"]

@@ -5,19 +5,23 @@ Lists, relations, ratios, sums, products, powers, in this order from loose to ti
 
 from __future__ import annotations
 
-from r1lab.rewards.math_atoms import END, Atoms, is_whole, mixed_number
+from r1lab.rewards.math_atoms import Atoms
 from r1lab.rewards.math_grammar import (
     RELATIONS,
     Node,
     Unreadable,
     check_size,
+    is_whole,
+    mixed_number,
     neg,
     tidy,
-    tokens_of,
 )
+from r1lab.rewards.math_tokens import END, tokens_of
 
 _MULTIPLY = frozenset({"*", "\\cdot", "\\times", "\\ast", "\\cdotp"})
 _DIVIDE = frozenset({"/", "\\div"})
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+          "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 _CLOSING = frozenset({")", "]", "}", "\\}", "\\rangle"})
 
 
@@ -189,6 +193,7 @@ class _Parser(Atoms):
             elif node.kind in ("sym", "text", "num") and self.take("_"):
                 below = self.script()
                 if node.kind == "num":
+                    below = _BASES.get(below.lower(), below)
                     if not below.isdigit() or node.value.denominator != 1:
                         raise Unreadable("a base that is no number")
                     node = Node("base", (), f"{self.digits}_{below}")

@@ -13,11 +13,12 @@ from r1lab.rewards.math_grammar import FUNCTIONS, LONGEST
 from r1lab.rewards.math_units import LETTERS, is_unit
 from r1lab.types import Completion
 
-_BOX = re.compile(r"\\f?boxed\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_MOST_BOXES_IN_BOXES = 2
 _BETWEEN_BOXES = 60  # characters
 _JOINT = re.compile(r"(?:,|;|\band|\bor)$")
 _NAMED_BOX = re.compile(r"(?:[A-Za-z](?:_\{?\w{1,3}\}?)?\s*=)$")
-_CUE = re.compile(
+CUE = re.compile(
     r"(?:answer|solution|result|option|choice|r[eé]ponse|答案)s?\b\**\s*"
     r"(?:is|are|was|est|should be|would be|[:：=是])\s*:?"
     r"|答案[:：是]?|(?:think|believe) (?:that )?(?:it's|it is|the correct answer is)",
@@ -33,6 +34,11 @@ _NUMBER = re.compile(
     rf"(?<![A-Za-z0-9_.])-?\$?(?:\\frac\{{\d+\}}\{{\d+\}}|{_NUMERAL}(?:\s?/\s?{_NUMERAL})?)\s?(?:\\?%)?"
 )
 _DOLLARS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
+_MONEY = re.compile(
+    r"(-?)\\?\$\s?(-?(?:\d|[.,]|\{,\}|\\[,!]){1,100})"
+    r"(?:\s?(?:\\text\{)?\s?(hundred|thousand|million|billion|trillion)\}?)?\.?"
+)
+_DELIMITED = re.compile(r"\$(.*[^\\])\$|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
 _ARITHMETIC = re.compile(r"[\s()+*/x×÷=·-]{1,20}")
 _TAIL = re.compile(r"<\|.{0,40}$|I hope it is correct\.?", re.DOTALL)
 _CONNECTORS = re.compile(
@@ -43,10 +49,15 @@ _NOT_LATIN = re.compile(r"[\u0400-\u1fff\u2e80-\uffef]")
 _DRESSED = re.compile(
     r"\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\*?\s*\{[^{}]*\}|\\[a-zA-Z]+"
 )
-_PLAIN = FUNCTIONS | {"sqrt", "pi", "infinity", "inf", "and", "or", "theta", "percent", "pct"}
+PLAIN_WORDS = FUNCTIONS | {"sqrt", "pi", "infinity", "inf", "and", "or", "theta", "percent", "pct"}
 _UNIT_BEHIND = re.compile(
     r"(?<=[\d})%])(\s*)([A-Za-z]+(?:[ /][A-Za-z]+){0,3})\.?((?:\^\{?[1-4]\}?|²|³)?)$"
 )
+_UNIT_IN_PROSE = re.compile(
+    r"\s{0,2}([A-Za-z]{1,12}(?: (?:per [a-z]{1,12}|[a-z]{4,12}))?)((?:\^\{?[1-4]\}?|²|³)?)"
+    r"(?![A-Za-z])(\s*(?:[.,;)*]|$))?"
+)
+_ALL_TEXT = re.compile(r"\\text\w*\s*\{([^{}]*\d[^{}]*)\}")
 
 
 def answer_part(completion: Completion) -> str | None:
@@ -125,17 +136,31 @@ def read_answer(text: str, *, gold: bool = False) -> str:
     text = text[-LONGEST:] if len(text) > LONGEST else text
     boxed = last_boxes(text)
     if boxed is not None:
+        for _ in range(_MOST_BOXES_IN_BOXES):
+            boxed = last_boxes(boxed) or boxed
         text = _without_dollars(boxed)
     elif (opened := _BOX.search(text)) is not None:
         text = text[opened.end() :] if gold else ""
     text = _TAIL.sub("", text).strip().strip("*").strip()
+    if whole := _ALL_TEXT.fullmatch(text):
+        text = whole[1].strip()
     if not _is_prose(text):
         return _with_unit(_without_dollars(text))
     return _from_prose(text)
 
 
 def _without_dollars(text: str) -> str:
-    return _DOLLARS.sub(" ", text).strip() if "$" in text or "\\" in text else text
+    """Without the signs around a formula; a sign of money is the unit of its number."""
+    if "$" not in text and "\\" not in text:
+        return text
+    text = text.strip()
+    if (whole := _DELIMITED.fullmatch(text)) is not None:
+        inside = next(group for group in whole.groups() if group is not None).strip()
+    else:
+        inside = text
+    if money := _MONEY.fullmatch(inside):
+        return rf"{money[1]}{money[2]}\text{{{money[3] or ''} dollars}}"
+    return _DOLLARS.sub(" ", text).strip()
 
 
 def _is_prose(text: str) -> bool:
@@ -161,12 +186,12 @@ def _is_prose(text: str) -> bool:
 
 def _words_in(text: str) -> list[str]:
     """Words of prose: no functions, and no points and segments such as AB."""
-    words = [word for word in _WORD.findall(text) if word.lower() not in _PLAIN]
+    words = [word for word in _WORD.findall(text) if word.lower() not in PLAIN_WORDS]
     return [word for word in words if not (word.isupper() and len(word) < 5)]
 
 
 def _from_prose(text: str) -> str:
-    cues = list(_CUE.finditer(text))
+    cues = list(CUE.finditer(text))
     if cues:
         rest = text[cues[-1].end() :]
         found = _candidates(rest)
@@ -193,15 +218,27 @@ def _candidates(text: str) -> list[tuple[int, int, str]]:
         formulas.append(formula.span())
         if re.search(r"\d", inside) or "=" in inside:
             tail = re.match(r"\s*(?:\\?%|percent|pct)", text[formula.end() : formula.end() + 12])
-            found.append((*formula.span(), inside + (" %" if tail else "")))
+            unit = " %" if tail else _unit_behind(text, formula.end())
+            found.append((*formula.span(), inside + unit))
     inside_formula = iter(formulas)
     current = next(inside_formula, None)
     for number in _NUMBER.finditer(text):
         while current is not None and current[1] <= number.start():
             current = next(inside_formula, None)
         if current is None or number.end() <= current[0]:
-            found.append((*number.span(), number[0].replace("$", "").strip()))
+            value = _without_dollars(number[0].strip())
+            found.append((*number.span(), value + _unit_behind(text, number.end())))
     return sorted(found)
+
+
+def _unit_behind(text: str, place: int) -> str:
+    """The unit that follows a number of prose, as LaTeX text; short words only at the end."""
+    found = _UNIT_IN_PROSE.match(text, place)
+    if found is None or not is_unit(found[1]):
+        return ""
+    if (len(found[1]) < 3 or found[1] == "min") and found[3] is None:
+        return ""
+    return rf"\text{{{found[1]}}}{found[2]}"
 
 
 def _with_unit(text: str) -> str:
@@ -214,71 +251,10 @@ def _with_unit(text: str) -> str:
     space, words, power = found.groups()
     head = text[: found.start()]
     known = is_unit(words)
-    if words.lower() in _PLAIN or (not space and not (known and len(words) > 1)):
+    if words.lower() in PLAIN_WORDS or (not space and not (known and len(words) > 1)):
         return text
     if len(words) == 1 and not (words in LETTERS and re.fullmatch(r"[-+\d.,/ ]+", head)):
         return text
     if not known and (len(words.split()[0]) < 3 or re.search(r"\b(?:and|or)\b|[A-Za-z]\s*$", head)):
         return text
     return rf"{head}\text{{{words}}}{power}"
-
-
-# Text answers
-
-_DRESSING = re.compile(
-    r"\\(?:text\w*|mbox|mathrm|mathbf|operatorname|left|right|displaystyle)(?![a-zA-Z])"
-    r"|[${}]|\\[,;:! ]|~"
-)
-_ARTICLES = frozenset({"a", "an", "the"})
-_CHOICE = re.compile(r"\(?([A-J])\)?[.:]?")
-# Not two letters offered at once: `A or B`, `A, B`.
-_ALONE = r"(?!\s*(?:,|/|or|and)\s*\(?[A-J](?![A-Za-z]))"
-_LETTER = re.compile(rf"(?<![A-Za-z0-9_])\(?([A-J])\)?(?![A-Za-z0-9_*^=+'’]){_ALONE}")
-_LEADING = re.compile(rf"\(?([A-J])\)?{_ALONE}(?:[.:)。，]|\s+[A-Za-z]{{2}}|[\u2e80-\uffef])")
-_NAMED_CHOICE = re.compile(r"(?:\(([A-J])\)|([A-J])[.:)]|([A-J]))\s+[A-Za-z].*", re.DOTALL)
-
-
-def undressed(text: str) -> str:
-    """The text without LaTeX's dressing and with single spaces."""
-    return " ".join(_DRESSING.sub(" ", text).split())
-
-
-def words_of(text: str) -> list[str] | None:
-    """The words of an answer that is words or one name of three letters or more; else None."""
-    plain = undressed(text).strip(" .,")
-    if not re.fullmatch(r"[^\W\d_][^\d=<>+*/^_\\|\[\]]*", plain):
-        return None
-    words = [word for word in re.split(r"[^\w']+", plain) if word]
-    if not any(len(word) > 2 and word.lower() not in _PLAIN for word in words):
-        return None
-    if re.search(r"\bsqrt\b|\bpi\b|[(){}]", plain) and not re.search(r"[a-z]{4}", plain):
-        return None
-    return [word.casefold() for word in words if word.casefold() not in _ARTICLES]
-
-
-def gold_choice(gold: str) -> str | None:
-    """The letter of a gold answer that is one of several choices: `C`, `(C)`, `(C) Cecile`."""
-    boxed = last_boxes(gold)
-    gold = gold if boxed is None else boxed
-    lines = [undressed(line) for line in gold.strip().splitlines()]
-    if len(lines) == 1 and (found := _CHOICE.fullmatch(lines[0])):
-        return found[1]
-    for line in (lines[-1], lines[0]) if lines else ():
-        if found := _NAMED_CHOICE.fullmatch(line):
-            if found[3] and len(line.split()) > 4:
-                continue
-            return next(group for group in found.groups() if group)
-    return None
-
-
-def given_choice(text: str) -> str | None:
-    """The letter that an answer chooses; None where it chooses none."""
-    boxed = last_boxes(text)
-    plain = undressed(text if boxed is None else boxed).strip("* ")
-    if found := _CHOICE.fullmatch(plain.rstrip(" .")):
-        return found[1]
-    cues = list(_CUE.finditer(plain))
-    if cues and (found := _LETTER.search(plain, cues[-1].start())):
-        return found[1]
-    found = _LEADING.match(plain)
-    return found[1] if found else None

@@ -6,15 +6,9 @@ import itertools
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from r1lab.rewards.math_grammar import Node, Unreadable, has, neg, number
-from r1lab.rewards.math_values import (
-    Undefined,
-    context,
-    evaluate,
-    is_real,
-    lift,
-    names_of,
-)
+from r1lab.rewards.math_grammar import Node, has, neg, number
+from r1lab.rewards.math_tree import is_polynomial, names_of
+from r1lab.rewards.math_values import Undefined, context, evaluate, is_real, lift
 
 # The same inequality read from the right.
 REGIONS = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
@@ -141,14 +135,15 @@ def _solved(node: Node) -> Region | None:
         if _is_variable(variable) and not names_of(other):
             return _ray(_real(other), direction)
     names = names_of(left) | names_of(right)
-    if len(names) != 1 or has(left, "opaque") or has(right, "opaque"):
+    if len(names) != 1 or not (is_polynomial(left) and is_polynomial(right)):
         return None
     difference, mp, (name,) = Node("add", (left, neg(right))), context(_DIGITS), tuple(names)
-    at = [evaluate(difference, {name: Fraction(x)}, mp) for x in (0, 1, 2, 5)]
+    places = [Fraction(x) for x in ("0", "1", "-19/7", "283/11", "-4001/13")]
+    at = [evaluate(difference, {name: x}, mp) for x in places]
     slope = at[1] - at[0]
     if not all(isinstance(value, Fraction) for value in at) or slope == 0:
         return None
-    if at[2] - at[0] != 2 * slope or at[3] - at[0] != 5 * slope:
+    if any(value - at[0] != x * slope for x, value in zip(places, at, strict=True)):
         return None
     return _ray(-at[0] / slope, sign if slope > 0 else REGIONS[sign])
 
@@ -275,6 +270,3 @@ def _holds(inequality: Node, point: dict[str, Fraction]) -> bool:
             "!=": equal}[sign]:  # fmt: skip
             return False
     return True
-
-
-__all__ = ["REGIONS", "Unreadable", "as_region", "holds_in", "is_region", "same_regions"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from r1lab.rewards.math_grammar import Node, Unreadable, has, neg
-from r1lab.rewards.math_values import names_of
+from r1lab.rewards.math_tree import names_of
 
 _MOST_SPREAD = 4  # plus-minus signs in one answer
 

@@ -28,10 +28,11 @@ _SHORT = {
     "ft": "foot", "feet": "foot", "inches": "inch", "yd": "yard", "mi": "mile", "g": "gram",
     "kg": "kilogram", "mg": "milligram", "lb": "pound", "lbs": "pound", "oz": "ounce",
     "s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
-    "l": "liter", "L": "liter", "ml": "milliliter", "mL": "milliliter", "mph": "mile/hour",
+    "l": "liter", "L": "liter", "ml": "milliliter", "mL": "milliliter", 
     "metre": "meter", "kilometre": "kilometer", "centimetre": "centimeter", "litre": "liter",
-    "millimetre": "millimeter", "deg": "degree", "USD": "dollar", "kph": "kilometer/hour",
+    "millimetre": "millimeter", "deg": "degree", "USD": "dollar",
 }  # fmt: skip
+_SPEEDS = {"mph": "mile/hour", "kph": "kilometer/hour", "kmph": "kilometer/hour"}
 LETTERS = frozenset("mgshL")
 _PREFIXED = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
@@ -48,6 +49,7 @@ def read_unit(words: str, power: int) -> tuple[str, Fraction | None]:
     `power` is the exponent written behind the words.
     """
     text = " ".join(words.replace(".", " ").split()).replace(" per ", "/")
+    text = _SPEEDS.get(text, text)
     measures, size = [], Fraction(1)
     for place, part in enumerate(re.split(r"\s*/\s*", text)):
         found = _one(part)

@@ -14,7 +14,7 @@ from typing import Any
 
 from mpmath import mp as _mp
 
-from r1lab.rewards.math_grammar import Node, Unreadable, has, neg, number
+from r1lab.rewards.math_grammar import Node, Unreadable
 
 _MOST_BITS = 20_000  # of an exact value
 _GAMMA_DIGITS = 200  # beyond them the gamma function takes seconds
@@ -226,7 +226,19 @@ def _analytic(name: str, values: list[Value], mp: Any) -> Value:
         raise Undefined(str(error)) from None
 
 
+def _binomial(above: Fraction, below: int) -> Fraction:
+    """Of any number over a small whole one: a (a - 1) ... / below!."""
+    result = Fraction(1)
+    for step in range(below):
+        result *= (above - step) / Fraction(step + 1)
+    return result
+
+
 def _whole_function(name: str, values: list[Value]) -> Fraction:
+    if name == "binom" and len(values) == 2 and all(isinstance(v, Fraction) for v in values):
+        above, below = values
+        if above.denominator != 1 and below.denominator == 1 and 0 <= below <= 20:
+            return _binomial(above, int(below))
     if len(values) < 2 or any(
         not isinstance(value, Fraction) or value.denominator != 1 for value in values
     ):
@@ -247,69 +259,3 @@ def _is_complex(value: Value) -> bool:
 def is_real(value: Value, mp: Any) -> bool:
     """Whether what is imaginary about the value is no more than rounding."""
     return not _is_complex(value) or abs(value.imag) <= _tiny(mp) * (1 + abs(value))
-
-
-def names_of(node: Node) -> frozenset[str]:
-    """The names in a tree that stand for unknowns (e and i do not)."""
-    if node.kind == "sym":
-        return frozenset() if node.value in ("e", "i") else frozenset((node.value,))
-    return frozenset().union(*(names_of(arg) for arg in node.args)) if node.args else frozenset()
-
-
-def weight(node: Node) -> int:
-    """About how many digits the numbers of a tree have together: how close two values may come."""
-    if node.kind == "num":
-        bits = node.value.numerator.bit_length() + node.value.denominator.bit_length()
-        return 1 + bits * 3 // 10
-    own = sum(weight(arg) for arg in node.args)
-    if node.kind == "pow":
-        exponent = node.args[1]
-        if exponent.kind == "num":
-            own = max(own, min(int(abs(exponent.value)), 2000) * weight(node.args[0]))
-    return own
-
-
-def as_matrix(node: Node) -> list[list[Node]] | None:
-    """The entries of a matrix, or of sums and products of matrices; None for anything else."""
-    if node.kind == "matrix":
-        return [list(row.args) for row in node.args]
-    if node.kind == "add":
-        parts = [as_matrix(arg) for arg in node.args]
-        if any(part is None for part in parts):
-            return None
-        if len({(len(part), len(part[0])) for part in parts if part}) != 1:
-            return None
-        rows = [list(zip(*cells, strict=True)) for cells in zip(*parts, strict=True)]  # type: ignore[arg-type]
-        return [[Node("add", cell) for cell in row] for row in rows]
-    if node.kind == "mul" and has(node, "matrix"):
-        if sum(arg.kind != "num" for arg in node.args) > 3:
-            raise Unreadable("a product of many matrices")
-        result: list[list[Node]] | None = None
-        scale: tuple[Node, ...] = ()
-        for arg in node.args:
-            part = as_matrix(arg)
-            if part is None:
-                scale = (*scale, arg)
-            elif result is None:
-                result = part
-            elif len(result[0]) != len(part):
-                return None
-            else:
-                columns = list(zip(*part, strict=True))
-                result = [
-                    [
-                        Node("add", tuple(Node("mul", p) for p in zip(row, column, strict=True)))
-                        for column in columns
-                    ]
-                    for row in result
-                ]
-        if result is None or any(has(part, "matrix") for part in scale):
-            return None
-        return (
-            [[Node("mul", (*scale, cell)) for cell in row] for row in result] if scale else result
-        )
-    return None
-
-
-__all__ = ["Undefined", "as_matrix", "context", "evaluate", "is_real", "lift", "names_of", "neg",
-           "number", "weight"]  # fmt: skip
