@@ -2,7 +2,7 @@
 
 What is cheap to check is checked first: a recipe that cannot run is refused within a second, in
 one line, before torch is imported. Exit codes: 0 done, 2 bad input, 3 a reward that failed
-its check, 4 a run that stopped itself, 130 interrupted.
+its check, 4 a run that stopped itself or cannot learn, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1lab import __version__, cli_report, cli_rewards
+from r1lab.cli_preflight import preflight
 from r1lab.doctor.command import add_doctor_options, doctor
 from r1lab.types import R1labError, RecipeError
 
@@ -85,6 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.epilog = _LAUNCH
     _add_recipe(train)
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    train.add_argument(
+        "--preflight", action="store_true",
+        help="sample a few groups and say whether this run can learn (exit code 0) or not (4)",
+    )  # fmt: skip
 
     evaluate = _add_command(commands, "eval", _evaluate, "score a model on held-out problems")
     _add_recipe(evaluate)
@@ -213,6 +218,8 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
     if options.dry_run:
         _print_plan(recipe)
         return 0
+    if options.preflight:
+        return preflight(recipe)
     from r1lab.grpo.trainer import train
 
     try:

@@ -6,6 +6,7 @@
     rollouts/step-N.parquet  every sampled group with its verdicts
     eval/step-N.json       evaluations, every sample kept
     summary.json           the run in a few figures
+    preflight.json         whether it could learn, where that was asked before it began
     checkpoints/           the trainer's own
 
 Lines are flushed one by one, whole files are put in place whole: what an interrupted run leaves can
@@ -128,6 +129,10 @@ class RunFolder:
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write summary.json."""
         _write_json(self.summary_path, values, indent=2)
+
+    def write_preflight(self, values: Mapping[str, Any]) -> None:
+        """Write preflight.json: whether a run with this recipe could learn, before it began."""
+        _write_json(self.path / "preflight.json", values, indent=2)
 
     def truncate(self, step: int) -> None:
         """Take back everything after `step`, and a last line that was cut off while written.

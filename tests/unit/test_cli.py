@@ -16,7 +16,10 @@ from r1lab.types import R1labError, RunStopped
 ROOT = Path(__file__).resolve().parents[2]
 
 OPTIONS = {
-    "train": ["--debug", "--dry-run", "--help", "--keys", "--resume", "-h", "RECIPE"],
+    "train": [
+        *("--debug", "--dry-run", "--help", "--keys", "--preflight", "--resume"),
+        *("-h", "RECIPE"),
+    ],
     "eval": ["--debug", "--dry-run", "--help", "--json", "--keys", "-h", "RECIPE"],
     "pretrain": ["--debug", "--dry-run", "--help", "--keys", "-h", "RECIPE"],
     "verify": [

@@ -40,15 +40,20 @@ LEVELS = (
     ),
     ("r1lab.grpo", "r1lab.grpo.policy", "r1lab.grpo.step", "r1lab.grpo.checkpoint"),
     ("r1lab.evaluate", "r1lab.report.figures", "r1lab.report.progress", "r1lab.report.text"),
-    ("r1lab.grpo.trainer",),
+    (
+        "r1lab.grpo.trainer",
+        "r1lab.grpo.preflight",
+        "r1lab.grpo.prospects",
+    ),
     ("r1lab.stages", "r1lab.report", "r1lab.scaffold", "r1lab.doctor"),
-    ("r1lab.cli", "r1lab.cli_report", "r1lab.cli_rewards"),
+    ("r1lab.cli", "r1lab.cli_preflight", "r1lab.cli_report", "r1lab.cli_rewards"),
     ("r1lab.__main__",),
 )
 LIGHT = (
     "r1lab",
     "r1lab.cli",
     "r1lab.cli_report",
+    "r1lab.cli_preflight",
     "r1lab.cli_rewards",
     "r1lab.doctor.examine",
     "r1lab.hints",
