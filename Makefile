@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file recipes/accelerate/single.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-long check wheel lock
+.PHONY: help setup quickstart test test-long browser check wheel lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,11 +27,14 @@ quickstart: setup  ## train the small base that ships, about 8 minutes on two co
 	$(LAUNCH) -m r1lab train recipes/quickstart.yaml $(if \
 		$(wildcard runs/quickstart/metrics.jsonl),--resume) $(ARGS)
 
-test: setup  ## the tests, but for the long ones
+test: setup browser  ## the tests, but for the long ones
 	$(BIN)/python -m pytest -m "not long" $(ARGS)
 
 test-long: setup  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+browser:
+	@bash scripts/setup_browser.sh
 
 check: setup  ## ruff and mypy
 	$(BIN)/ruff check .

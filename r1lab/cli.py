@@ -110,6 +110,11 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--num", type=int, default=3, help="groups to show (default: 3)")
     show.add_argument("--samples", type=int, default=2, help="samples of each (default: 2)")
 
+    report = _add_command(
+        commands, "report", cli_report.report, "write a page of one run or several"
+    )
+    cli_report.add_report_options(report)
+
     watch = _add_command(commands, "watch", cli_report.watch, "follow a run while it goes")
     cli_report.add_watch_options(watch)
 
@@ -231,17 +236,21 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
     if _rank() == 0:
         model = folder / "checkpoints" / f"step-{recipe.steps}" / "model"
         print(f"{folder}: summary.json, curves.png, rollouts/, eval/; the trained model is {model}")
-        print(f"read samples with: r1lab show {folder}")
+        print(
+            f"open {folder / 'report.html'} in a browser, or read samples with: r1lab show {folder}"
+        )
     return 0
 
 
 def _draw(folder: Path) -> None:
     from r1lab.report.curves import draw_curves
+    from r1lab.report.html import write_report
     from r1lab.run_folder import RunFolder
 
     run = RunFolder(folder)
     if run.metrics() or run.evals():
         draw_curves(run)
+        write_report([run])
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:

@@ -1,4 +1,4 @@
-"""The commands that read a run folder: `r1lab watch`."""
+"""The commands that read run folders: `r1lab watch` and `r1lab report`."""
 
 from __future__ import annotations
 
@@ -27,4 +27,44 @@ def watch(options: argparse.Namespace, _: object) -> int:
     from r1lab.report.watch import watch as watch_run
 
     watch_run(options.run, every=options.every, once=options.once)
+    return 0
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `r1lab report`."""
+    parser.set_defaults(takes_overrides=False)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, laid over each other")
+    parser.add_argument(
+        "--output", metavar="FILE",
+        help="the page (default: report.html in the run folder; of several runs, in this one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=int, default=100_000, metavar="N",
+        help="transcripts at most; 0: none (default: 100,000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--price", type=float, metavar="DOLLARS", help="of an hour of the machine, for the cost"
+    )
+    parser.add_argument("--watts", type=float, metavar="W", help="it draws, for the energy")
+    parser.epilog = (
+        "One HTML file that needs no network: curves with intervals, every sample with its\n"
+        "verdict, settings, versions and cost. It may be written while a run goes."
+    )
+
+
+def report(options: argparse.Namespace, _: object) -> int:
+    """`r1lab report RUN...`."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise R1labError("pyarrow is not installed here; install r1lab's extra [train]")
+    for name in ("samples", "price", "watts"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise R1labError(f"--{name}: {value:g} must not be below 0")
+    from r1lab.report.html import write_report
+
+    path = write_report(
+        options.runs, options.output, price=options.price, watts=options.watts,
+        max_samples=options.samples,
+    )  # fmt: skip
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB; open it in a browser")
     return 0

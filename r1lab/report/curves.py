@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1lab.report.facts import figure_of
 from r1lab.report.text import printable
 from r1lab.run_folder import Row, RunFolder
 from r1lab.types import R1labError
@@ -85,7 +86,8 @@ def _title(folder: RunFolder, evals: Sequence[Row]) -> str:
 
 def _accuracy(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
     axis.set_title("Accuracy")
-    _training(axis, metrics, "accuracy", GREY, "training")
+    part = str(evals[0].get("accuracy", "accuracy")) if evals else "accuracy"
+    _training(axis, metrics, figure_of(part), GREY, "training")
     k = evals[-1]["k"] if evals else 16
     _held_out(axis, evals, "cons_at_k", ORANGE, f"cons@{k}", marker="s")
     _held_out(axis, evals, "pass_at_1", BLUE, "pass@1", marker="o")

@@ -14,6 +14,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from r1lab.prompts import THINK_CLOSE
+from r1lab.report.facts import accuracy_part
 from r1lab.report.text import printable
 from r1lab.run_folder import Row, RunFolder
 from r1lab.types import R1labError
@@ -49,11 +50,12 @@ def show(
             raise R1labError(
                 f"step {step} of {folder.path} asked no problem {problem!r}; another step may have"
             )
+    accuracy = accuracy_part(folder, folder.evals())
     console.print(
         Rule(Text(f"{printable(str(folder.path))}  step {step} of {steps[-1]}", style="bold"))
     )
     for group in islice(groups, num):
-        console.print(_render_group(group, None if problem is not None else samples))
+        console.print(_render_group(group, accuracy, None if problem is not None else samples))
     hidden = len(groups) - num
     if hidden > 0:
         console.print(Text(f"{hidden} more groups: --num, --problem ID, --step N", style="dim"))
@@ -64,23 +66,25 @@ def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
         yield list(rows_of_group)
 
 
-def _render_group(rows: Sequence[Row], samples: int | None) -> RenderableType:
+def _render_group(rows: Sequence[Row], accuracy: str, samples: int | None) -> RenderableType:
     first = rows[0]
     scores = [row["score"] for row in rows if row["score"] is not None]
     mean = f"{sum(scores) / len(scores):.2f}" if scores else "none"
+    faulted = sum(row["fault"] is not None for row in rows)
+    without = f", without {faulted} that faulted" if faulted else ""
     head = Text.assemble(
         (printable(first["question"]), "bold"),
         "\n",
         ("gold  ", "dim"),
         printable(first["gold"]),
-        (f"    {len(rows)} responses, mean score {mean}", "dim"),
+        (f"    {len(rows)} responses, mean score {mean}{without}", "dim"),
     )
     shown = _extremes(rows)[:samples]
     title = Text(" ".join(filter(None, (first["source"], first["problem_id"]))))
     left_out = len(rows) - len(shown)
     foot = Text(f"{left_out} more", style="dim") if left_out else None
     return Panel(
-        Group(head, *(_render_response(row) for row in shown)),
+        Group(head, *(_render_response(row, accuracy) for row in shown)),
         title=Text(printable(title.plain)),
         title_align="left",
         subtitle=foot,
@@ -100,13 +104,13 @@ def _extremes(rows: Sequence[Row]) -> list[Row]:
     return turns
 
 
-def _render_response(row: Row) -> RenderableType:
+def _render_response(row: Row, accuracy: str) -> RenderableType:
     if row["fault"]:
         mark, style, verdict = "!", "yellow", printable(row["fault"])
     elif row["score"] is None:
         mark, style, verdict = "-", "dim", "no reward applies"
     else:
-        right = row["parts"].get("accuracy", row["score"]) >= 1.0
+        right = row["parts"].get(accuracy, 0.0) >= 1.0
         mark, style = ("+", "green") if right else ("x", "red")
         parts = "  ".join(f"{printable(name)} {value:g}" for name, value in row["parts"].items())
         verdict = f"score {row['score']:g}   {parts}"

@@ -6,7 +6,6 @@ shared. Where the output is no terminal, each new step is one plain line.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from r1lab.report.facts import accuracy_part, events_of, figure_of
 from r1lab.report.figures import duration, is_number, said, sparkline
 from r1lab.report.text import printable
 from r1lab.run_folder import Row, RunFolder
@@ -105,21 +105,13 @@ def look(folder: RunFolder) -> Snapshot:
     return Snapshot(
         name=str(recipe.get("name", folder.path.name)),
         total=recipe.get("steps"),
-        accuracy=str(evals[0].get("accuracy", "accuracy")) if evals else "accuracy",
+        accuracy=figure_of(accuracy_part(folder, evals)),
         metrics=folder.metrics(),
         timings=folder.timings(),
         evals=evals,
         events=events_of(folder),
         ended=ended,
     )
-
-
-def events_of(folder: RunFolder) -> list[Row]:
-    """The whole lines of events.jsonl, where the run kept them."""
-    path = folder.path / "events.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
 
 
 def _write_lines(folder: RunFolder, file: IO[str], every: float) -> None:

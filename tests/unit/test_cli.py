@@ -30,6 +30,9 @@ OPTIONS = {
     "doctor": ["--debug", "--help", "--json", "-h"],
     "new": ["--debug", "--help", "-h", "KIND", "NAME"],
     "show": ["--debug", "--help", "--num", "--problem", "--samples", "--step", "-h", "RUN"],
+    "report": [
+        *("--debug", "--help", "--output", "--price", "--samples", "--watts", "-h", "RUN"),
+    ],
     "watch": ["--debug", "--every", "--help", "--once", "-h", "RUN"],
 }
 

@@ -1,0 +1,500 @@
+"use strict";
+// The browser of samples. The index (r1lab/report/transcripts.py) is enough to filter, sort and list
+// groups; the texts of a group are unpacked when it is opened, those of all when they are searched.
+const RIGHT = 1, WRONG = 2, FAULT = 4, CUT_OFF = 8, NO_ANSWER = 16, GREEDY = 32;
+const TRAINING = 0, HELD_OUT = 1;
+const PAGE = 50;
+const VERDICTS = {
+  any: ["any verdict", 0], right: ["right", RIGHT], wrong: ["wrong", WRONG], fault: ["faulted", FAULT],
+  cut: ["cut off", CUT_OFF], none: ["no answer", NO_ANSWER], greedy: ["greedy answer", GREEDY],
+};
+const ORDERS = {
+  newest: "newest first", oldest: "oldest first", high: "highest reward", low: "lowest reward",
+  longest: "longest response", shortest: "shortest response", improved: "most improved problem",
+  mixed: "most divided group",
+};
+
+R1.Transcripts = class {
+  constructor(runs, place) {
+    Object.assign(this, { runs, place, run: 0, page: 0, open: null, current: null, search: 0, hits: null });
+    this.indices = new Map();
+    this.unfolded = false;
+    this.all = false;
+    this.build();
+    document.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  build() {
+    const { el } = R1;
+    const change = () => this.apply();
+    const choice = (entries) => el("select", { onchange: change },
+      entries.map(([value, name]) => el("option", { value }, name)));
+    this.inputs = {
+      run: el("select", { onchange: () => this.load(+this.inputs.run.value) },
+        this.runs.map((run, number) => el("option", { value: number }, run.facts.label))),
+      kind: choice([["any", "training and held out"], [TRAINING, "training"], [HELD_OUT, "held out"]]),
+      step: choice([]),
+      source: choice([]),
+      verdict: choice(Object.entries(VERDICTS).map(([key, [name]]) => [key, name])),
+      order: choice(Object.entries(ORDERS)),
+      problem: el("input", { type: "text", placeholder: "id or its start", oninput: change, spellcheck: "false" }),
+      query: el("input", { type: "search", placeholder: "in questions, responses, reasons  ( / )", oninput: () => this.later() }),
+    };
+    for (const [name, input] of Object.entries(this.inputs)) input.setAttribute("name", name);
+    const labelled = (name, key, grow) => el("label", { class: grow ? "grow" : null }, name, this.inputs[key]);
+    const { several } = this;
+    this.counted = el("span", { role: "status", "aria-live": "polite" });
+    this.leftOut = el("span", {});
+    this.list = el("div", { class: "list", id: "groups" });
+    this.detail = el("div", { class: "detail", id: "group" });
+    this.back = el("button", { type: "button", class: "plain", onclick: () => this.turn(-1) }, "‹ back");
+    this.on = el("button", { type: "button", class: "plain", onclick: () => this.turn(1) }, "on ›");
+    this.paged = el("span", {});
+    const key = (name, what) => [el("kbd", {}, name), ` ${what}  `];
+    this.place.append(
+      el("div", { class: "filters" },
+        this.runs.length > 1 ? labelled("run", "run") : null, labelled("from", "kind"), labelled("step", "step"),
+        labelled("source", "source"), labelled("verdict", "verdict"), labelled("order", "order"),
+        labelled("problem", "problem"), labelled("search", "query", true)),
+      el("div", { class: "counts" }, this.counted, this.leftOut),
+      el("div", { class: "split" },
+        el("div", { class: "side" }, this.list, el("div", { class: "pager" }, this.back, this.paged, this.on)),
+        this.detail),
+      el("p", { class: "hint keys wide" }, key("j", "/"), key("k", "next, previous sample"), key("n", "/"),
+        key("p", "next, previous group"), key("t", "unfold all thinking"), key("/", "search"), key("Esc", "clear it")),
+    );
+  }
+
+  // ------------------------------------------------------------------------------- the index
+
+  async load(run) {
+    if (!this.indices.has(run)) {
+      const index = await R1.unpack(`index-${run}`);
+      const starts = [0];
+      for (const size of index.groups.size) starts.push(starts[starts.length - 1] + size);
+      this.indices.set(run, Object.assign(index, { starts, num: index.groups.size.length, chunks: new R1.Chunks(run, 16) }));
+    }
+    this.run = run;
+    this.index = this.indices.get(run);
+    this.hits = null;
+    this.fill();
+    if (this.inputs.query.value) await this.seek();
+    else this.apply();
+  }
+
+  fill() {
+    const { groups, problems, left_out: leftOut } = this.index;
+    const options = (select, any, values) => {
+      const chosen = select.value;
+      select.replaceChildren(R1.el("option", { value: "any" }, any),
+        ...values.map((value) => R1.el("option", { value }, String(value))));
+      select.value = values.map(String).includes(chosen) ? chosen : "any";
+    };
+    options(this.inputs.step, "every step", [...new Set(groups.step)].sort((a, b) => a - b));
+    options(this.inputs.source, "every source", [...new Set(problems.map(([, source]) => source))].sort());
+    this.leftOut.textContent = leftOut.length
+      ? `${R1.plural(leftOut.length, "step or evaluation")} left out to keep this file small; r1lab report --samples N keeps more`
+      : "";
+  }
+
+  // Which samples are wanted: one byte for each.
+  wanted() {
+    const { groups, samples, problems, starts, num } = this.index;
+    const { kind, step, source, verdict, problem } = Object.fromEntries(
+      Object.entries(this.inputs).map(([name, input]) => [name, input.value]));
+    const flag = VERDICTS[verdict][1];
+    const wanted = new Uint8Array(samples.flags.length);
+    for (let g = 0; g < num; g++) {
+      if (kind !== "any" && groups.kind[g] !== +kind) continue;
+      if (step !== "any" && groups.step[g] !== +step) continue;
+      const [id, of] = problems[groups.problem[g]];
+      if (source !== "any" && of !== source) continue;
+      if (problem && !id.startsWith(problem.trim())) continue;
+      for (let s = starts[g]; s < starts[g + 1]; s++) {
+        wanted[s] = (!flag || samples.flags[s] & flag) && (!this.hits || this.hits[s]) ? 1 : 0;
+      }
+    }
+    return wanted;
+  }
+
+  apply() {
+    if (!this.index) return;
+    const { starts, num } = this.index;
+    this.wantedSamples = this.wanted();
+    let matching = 0;
+    const found = [];
+    for (let g = 0; g < num; g++) {
+      let any = 0;
+      for (let s = starts[g]; s < starts[g + 1]; s++) any += this.wantedSamples[s];
+      matching += any;
+      if (any) found.push(g);
+    }
+    this.found = this.sorted(found);
+    this.page = 0;
+    this.said = `${R1.plural(this.found.length, "group")}, ${R1.plural(matching, "sample")} of ${R1.count(starts[num])}`;
+    this.counted.textContent = this.said;
+    this.show();
+    this.choose(this.found[0] ?? null);
+  }
+
+  // Groups in the chosen order; for the most improved problem, its last group stands for it.
+  sorted(found) {
+    const order = this.inputs.order.value;
+    const { starts, samples } = this.index;
+    this.gains = null;
+    if (order === "oldest") return found;
+    if (order === "newest") return found.reverse();
+    if (order === "improved") return this.improved(found);
+    const over = (g, of, start, fold) => {
+      let value = start;
+      for (let s = starts[g]; s < starts[g + 1]; s++) if (this.wantedSamples[s] && of[s] !== null) value = fold(value, of[s]);
+      return value;
+    };
+    const mean = (g) => {
+      const [sum, count] = over(g, samples.score, [0, 0], ([a, b], score) => [a + score, b + 1]);
+      return count ? sum / count : null;
+    };
+    const value = {
+      high: (g) => mean(g) ?? -Infinity,
+      low: (g) => -(mean(g) ?? Infinity),
+      longest: (g) => over(g, samples.length, 0, Math.max),
+      shortest: (g) => -over(g, samples.length, Infinity, Math.min),
+      mixed: (g) => {
+        const [a, b, n] = over(g, samples.score, [0, 0, 0], ([x, y, c], score) => [x + score, y + score * score, c + 1]);
+        return n ? b / n - (a / n) ** 2 : -1;
+      },
+    }[order];
+    return found.map((g) => [value(g), g]).sort(([a, g], [b, h]) => b - a || g - h).map(([, g]) => g);
+  }
+
+  improved(found) {
+    const { groups } = this.index;
+    const chosen = new Set(found);
+    const last = new Map();
+    const first = new Map();
+    groups.problem.forEach((problem, g) => {
+      const key = `${groups.kind[g]} ${problem}`;
+      if (!first.has(key)) first.set(key, g);
+      if (chosen.has(g)) last.set(key, g);
+    });
+    this.gains = new Map();
+    for (const [key, g] of last) {
+      const [before, after] = [this.share(first.get(key)), this.share(g)];
+      if (first.get(key) !== g && before !== null && after !== null) this.gains.set(g, [before, after]);
+    }
+    const gain = ([before, after]) => after - before;
+    return [...this.gains].sort(([g, a], [h, b]) => gain(b) - gain(a) || g - h).map(([g]) => g);
+  }
+
+  // The share of right samples in a group, the greedy one apart; null where none was judged.
+  share(g) {
+    const { starts, samples } = this.index;
+    let right = 0, judged = 0;
+    for (let s = starts[g]; s < starts[g + 1]; s++) {
+      const flags = samples.flags[s];
+      if (flags & GREEDY || !(flags & (RIGHT | WRONG))) continue;
+      judged += 1;
+      right += flags & RIGHT ? 1 : 0;
+    }
+    return judged ? right / judged : null;
+  }
+
+  // -------------------------------------------------------------------------------- searching
+
+  later() {
+    clearTimeout(this.waiting);
+    this.waiting = setTimeout(() => this.seek(), 200);
+  }
+
+  async seek() {
+    const ticket = ++this.search;
+    const query = this.inputs.query.value.trim().toLowerCase();
+    if (!query) {
+      this.hits = null;
+      this.apply();
+      return;
+    }
+    const { groups, starts, num } = this.index;
+    const hits = new Uint8Array(starts[num]);
+    let shownAt = performance.now();
+    for (let g = 0, chunk = null, number = -1; g < num; g++) {
+      if (groups.chunk[g] !== number) {
+        number = groups.chunk[g];
+        // Past the cache: a search reads everything once.
+        chunk = await R1.unpack(`chunk-${this.run}-${number}`);
+        if (ticket !== this.search) return;
+        if (performance.now() - shownAt > 150) {
+          this.counted.textContent = `searching: ${Math.round((100 * g) / num)}%`;
+          await new Promise((resolve) => setTimeout(resolve));
+          shownAt = performance.now();
+        }
+      }
+      const [question, gold, samples] = chunk[groups.place[g]];
+      const whole = holds(query, question) || holds(query, gold);
+      samples.forEach(([text, answer, reason, , fault], i) => {
+        hits[starts[g] + i] = whole || holds(query, text) || holds(query, reason) || holds(query, answer) || holds(query, fault) ? 1 : 0;
+      });
+    }
+    this.hits = hits;
+    this.apply();
+  }
+
+  // ------------------------------------------------------------------------------- the list
+
+  show() {
+    const from = this.page * PAGE;
+    const shown = this.found.slice(from, from + PAGE);
+    this.list.replaceChildren(...shown.map((g) => this.row(g)));
+    this.list.scrollTop = 0;
+    if (!shown.length) this.list.append(R1.el("p", { class: "soft", style: null }, "\u00a0 Nothing matches."));
+    this.back.disabled = this.page === 0;
+    this.on.disabled = from + PAGE >= this.found.length;
+    this.paged.textContent = shown.length ? `${R1.count(from + 1)}–${R1.count(from + shown.length)} of ${R1.count(this.found.length)}` : "";
+  }
+
+  row(g) {
+    const { groups, problems } = this.index;
+    const [id, source, question] = problems[groups.problem[g]];
+    const where = `${groups.kind[g] === HELD_OUT ? "eval" : "step"} ${groups.step[g]} · ${source || id}`;
+    const gain = this.gains?.get(g);
+    const button = R1.el("button", { type: "button", "data-group": g, onclick: () => this.choose(g, true) },
+      R1.el("span", { class: "question" }, question || id),
+      R1.el("span", { class: "about" }, R1.el("span", {}, where),
+        gain ? R1.el("span", { class: "strip" }, R1.el("b", {}, `${gain[0].toFixed(2)} → ${gain[1].toFixed(2)}`)) : this.strip(g)));
+    return button;
+  }
+
+  strip(g) {
+    const { starts, samples } = this.index;
+    let right = 0;
+    const marks = [];
+    for (let s = starts[g]; s < starts[g + 1]; s++) {
+      const flags = samples.flags[s];
+      if (flags & GREEDY) continue;
+      right += flags & RIGHT ? 1 : 0;
+      marks.push(R1.el("i", { class: verdictOf(flags) }));
+    }
+    const words = `${right} of ${marks.length} right`;
+    return R1.el("span", { class: "strip", title: words }, ...(marks.length <= 16 ? marks : []),
+      R1.el("b", {}, `${right}/${marks.length}`));
+  }
+
+  turn(by) {
+    this.page += by;
+    this.show();
+    this.mark();
+  }
+
+  mark() {
+    for (const button of this.list.querySelectorAll("button")) {
+      const current = +button.dataset.group === this.open;
+      button.setAttribute("aria-current", String(current));
+      if (current) this.reveal(button);
+    }
+  }
+
+  // Scroll the list alone, never the page.
+  reveal(button) {
+    const { list } = this;
+    const top = button.offsetTop;
+    if (top < list.scrollTop) list.scrollTop = top;
+    else if (top + button.offsetHeight > list.scrollTop + list.clientHeight) {
+      list.scrollTop = top + button.offsetHeight - list.clientHeight;
+    }
+  }
+
+  // ------------------------------------------------------------------------------ the group
+
+  async choose(g, scroll) {
+    this.open = g;
+    this.all = false;
+    this.current = null;
+    if (g === null) {
+      this.detail.replaceChildren();
+      return;
+    }
+    const chunk = await this.index.chunks.get(this.index.groups.chunk[g]);
+    if (this.open !== g) return;
+    this.draw(g, chunk[this.index.groups.place[g]]);
+    const page = Math.floor(this.found.indexOf(g) / PAGE);
+    if (page >= 0 && page !== this.page) {
+      this.page = page;
+      this.show();
+    }
+    this.mark();
+    if (scroll && matchMedia("(max-width: 860px)").matches) this.detail.scrollIntoView();
+    else if (scroll && this.detail.getBoundingClientRect().top < 0) this.place.scrollIntoView();
+  }
+
+  draw(g, [question, gold, samples]) {
+    const { el } = R1;
+    const { starts } = this.index;
+    const numbers = samples.map((_, i) => i);
+    const matching = numbers.filter((i) => this.wantedSamples[starts[g] + i]);
+    const shown = this.inOrder(g, this.all ? numbers : matching);
+    const hidden = samples.length - shown.length;
+    const more = hidden
+      ? el("button", { type: "button", class: "plain", onclick: () => { this.all = true; this.draw(g, [question, gold, samples]); } },
+        `show all ${samples.length} responses`)
+      : null;
+    this.detail.replaceChildren(
+      this.asked(g, question, gold, samples.length, matching.length),
+      ...shown.map((i) => this.sample(g, i, samples[i], gold)),
+      ...(more ? [more] : []),
+    );
+  }
+
+  inOrder(g, numbers) {
+    const { starts, samples } = this.index;
+    const at = (column) => (i) => samples[column][starts[g] + i] ?? -Infinity;
+    const by = { high: [at("score"), -1], low: [at("score"), 1], longest: [at("length"), -1], shortest: [at("length"), 1] };
+    const [value, sign] = by[this.inputs.order.value] || [null, 1];
+    return value ? [...numbers].sort((a, b) => sign * (value(a) - value(b)) || a - b) : numbers;
+  }
+
+  asked(g, question, gold, num, matching) {
+    const { el } = R1;
+    const { groups, problems } = this.index;
+    const [id, source] = problems[groups.problem[g]];
+    const others = [];
+    groups.problem.forEach((problem, other) => {
+      if (problem === groups.problem[g] && groups.kind[other] === groups.kind[g]) others.push(other);
+    });
+    const steps = others.length > 1
+      ? el("div", { class: "chips" }, "the same problem at step", others.map((other) => {
+        const share = this.share(other);
+        return el("button", { type: "button", class: "plain", "aria-current": String(other === g),
+          title: share === null ? "" : `${(100 * share).toFixed(0)}% right`, onclick: () => this.visit(other) },
+        String(groups.step[other]));
+      }))
+      : null;
+    const kind = groups.kind[g] === HELD_OUT ? "held out" : "training";
+    const count = matching < num ? `${matching} of ${num} responses match` : R1.plural(num, "response");
+    return el("div", { class: "asked" },
+      el("div", { class: "hint" }, [kind, `step ${groups.step[g]}`, source, id, count].filter(Boolean).join(" · ")),
+      el("div", { class: "question" }, this.marked(question)),
+      el("div", {}, el("span", { class: "soft" }, "gold  "), el("span", { class: "mono" }, this.marked(gold))), steps);
+  }
+
+  // Another group of the same problem, whether or not the filters want it.
+  async visit(g) {
+    const { starts } = this.index;
+    if (!this.wantedSamples.subarray(starts[g], starts[g + 1]).includes(1)) {
+      this.wantedSamples.fill(1, starts[g], starts[g + 1]);
+    }
+    await this.choose(g);
+  }
+
+  sample(g, i, [text, answer, reason, parts, fault, advantage, ended, prefix], gold) {
+    const { el } = R1;
+    const s = this.index.starts[g] + i;
+    const flags = this.index.samples.flags[s];
+    const kind = verdictOf(flags);
+    const name = { right: "✓ right", wrong: "✗ wrong", fault: "! fault", unjudged: "– not judged" }[kind];
+    const score = this.index.samples.score[s];
+    const facts = [
+      score === null ? null : el("span", {}, `reward ${R1.number(score, "small")}`),
+      ...Object.entries(parts || {}).map(([part, value]) => el("span", { class: "tag" }, `${part} ${R1.number(value, "small")}`)),
+      el("span", {}, R1.plural(this.index.samples.length[s], "token")),
+      ended === "stop" ? null : el("span", { class: "tag" }, ended === "length" ? "cut off" : ended),
+      advantage === null ? null : el("span", {}, `advantage ${advantage > 0 ? "+" : ""}${advantage.toFixed(2)}`),
+      flags & GREEDY ? el("span", { class: "tag" }, "greedy") : null,
+    ];
+    const whole = (this.index.prefixes[prefix] || "") + text;
+    const cut = whole.lastIndexOf("</think>");
+    const thinking = cut < 0 ? "" : whole.slice(0, cut + 8);
+    const rest = cut < 0 ? whole : whole.slice(cut + 8);
+    const query = this.inputs.query.value.trim().toLowerCase();
+    const folded = thinking
+      ? el("details", { class: "thinking", open: this.unfolded || holds(query, thinking) },
+        el("summary", {}, `thinking, ${R1.plural(Math.max(0, [...thinking].length - (thinking.startsWith("<think>") ? 15 : 8)), "character")}`),
+        el("div", { class: "text mono" }, this.marked(thinking)))
+      : null;
+    return el("article", { class: `sample ${kind}`, tabindex: "-1", "data-sample": i, "aria-label": `sample ${i + 1}, ${kind}` },
+      el("header", {}, el("span", { class: "verdict" }, name), facts),
+      fault ? el("p", { class: "reason" }, this.marked(fault)) : null,
+      reason ? el("p", { class: "reason" }, this.marked(reason)) : null,
+      el("div", { class: "pair" },
+        el("div", {}, el("div", { class: "name" }, "answer"),
+          answer === null ? el("div", { class: "none" }, "no answer") : el("div", { class: "mono" }, this.marked(answer))),
+        el("div", {}, el("div", { class: "name" }, "gold"), el("div", { class: "mono" }, this.marked(gold)))),
+      folded, el("div", { class: "text mono" }, this.marked(rest.trim() ? rest.replace(/^\s+/, "") : "")));
+  }
+
+  // Text with what was searched for marked. Text nodes only: nothing in it is ever markup.
+  marked(text) {
+    const query = this.inputs.query.value.trim().toLowerCase();
+    const fragment = document.createDocumentFragment();
+    const low = query ? text.toLowerCase() : "";
+    // Where lower case has another length, positions do not carry over.
+    if (!query || low.length !== text.length) {
+      fragment.append(text);
+      return fragment;
+    }
+    let from = 0;
+    for (let at = low.indexOf(query); at >= 0; at = low.indexOf(query, from)) {
+      fragment.append(text.slice(from, at), R1.el("mark", {}, text.slice(at, at + query.length)));
+      from = at + query.length;
+    }
+    fragment.append(text.slice(from));
+    return fragment;
+  }
+
+  // -------------------------------------------------------------------------------- keyboard
+
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+    if (typing) {
+      if (event.key === "Escape" && event.target === this.inputs.query) {
+        this.inputs.query.value = "";
+        this.inputs.query.blur();
+        this.seek();
+      }
+      return;
+    }
+    const box = this.place.getBoundingClientRect();
+    const inView = box.top < innerHeight && box.bottom > 0;
+    const actions = {
+      j: () => this.step(1), k: () => this.step(-1), n: () => this.next(1), p: () => this.next(-1),
+      t: () => this.unfold(), "/": () => this.inputs.query.focus(),
+    };
+    const action = actions[event.key];
+    if (!action || !this.index || (!inView && event.key !== "/")) return;
+    event.preventDefault();
+    action();
+  }
+
+  step(by) {
+    const samples = [...this.detail.querySelectorAll(".sample")];
+    if (!samples.length) return;
+    const at = samples.indexOf(document.activeElement);
+    const to = at < 0 ? (by > 0 ? 0 : samples.length - 1) : at + by;
+    if (to < 0 || to >= samples.length) {
+      this.next(by);
+      return;
+    }
+    samples[to].focus({ preventScroll: true });
+    samples[to].scrollIntoView({ block: "start" });
+  }
+
+  next(by) {
+    const at = this.found.indexOf(this.open) + by;
+    if (at >= 0 && at < this.found.length) this.choose(this.found[at], true);
+  }
+
+  unfold() {
+    this.unfolded = !this.unfolded;
+    for (const details of this.detail.querySelectorAll("details.thinking")) details.open = this.unfolded;
+  }
+};
+
+function verdictOf(flags) {
+  if (flags & FAULT) return "fault";
+  if (flags & RIGHT) return "right";
+  return flags & WRONG ? "wrong" : "unjudged";
+}
+
+function holds(query, text) {
+  return Boolean(query) && typeof text === "string" && text.toLowerCase().includes(query);
+}

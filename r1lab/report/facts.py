@@ -1,0 +1,167 @@
+"""What the files of a run say about it as a whole: settings, cost, faults, held-out figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from r1lab.report.figures import is_number
+from r1lab.run_folder import Row, RunFolder
+from r1lab.verify.verifiers import TAKEN
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run took. `watts` and `price` (dollars an hour) are the reader's own figures.
+
+    hours            the training process as far as its files know: steps, evaluations, set-up
+    hours_training   the steps alone
+    tokens_training  sampled for training;  tokens_held_out  for evaluations
+    kilowatt_hours and dollars are None where no figure was given.
+    """
+
+    hours: float
+    hours_training: float
+    tokens_training: int
+    tokens_held_out: int
+    kilowatt_hours: float | None
+    dollars: float | None
+
+
+def accuracy_part(folder: RunFolder, evals: Sequence[Row] = ()) -> str:
+    """The part of a verdict that tells right from wrong, as `Verifiers.accuracy` names it.
+
+    Evaluations say it. Before the first one it is read off the recipe: `accuracy` where a reward is
+    `problem`, otherwise the short name of the first reward.
+    """
+    for row in evals:
+        if row.get("accuracy"):
+            return str(row["accuracy"])
+    rewards = [str(entry.get("reward", "")) for entry in folder.recipe().get("rewards") or []]
+    if not rewards or "problem" in rewards:
+        return "accuracy"
+    place, _, function = rewards[0].partition(":")
+    if function and function != "reward":
+        return function
+    return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+
+
+def figure_of(part: str) -> str:
+    """The name of a part's mean in metrics.jsonl: its own, unless another figure has that."""
+    return f"{part}_reward" if part in TAKEN else part
+
+
+def cost_of(
+    metrics: Sequence[Row],
+    timings: Sequence[Row],
+    evals: Sequence[Row],
+    summary: Row,
+    *,
+    price: float | None = None,
+    watts: float | None = None,
+) -> Cost:
+    """The cost of a run from its lines. Before the summary stands, steps alone make the hours."""
+    training = sum(row["total"] for row in timings if is_number(row.get("total")))
+    total = summary.get("seconds_total")
+    hours = max(training, total if is_number(total) else 0.0) / 3600
+    sampled = sum((row.get("length") or 0.0) * (row.get("responses") or 0.0) for row in metrics)
+    return Cost(
+        hours=hours,
+        hours_training=training / 3600,
+        tokens_training=round(sampled),
+        tokens_held_out=round(sum(_tokens(s) for row in evals for s in _scores_of(row))),
+        kilowatt_hours=None if watts is None else watts * hours / 1000,
+        dollars=None if price is None else price * hours,
+    )
+
+
+def _scores_of(row: Row) -> list[Row]:
+    return [scores for scores in (row.get("overall"), row.get("greedy")) if scores]
+
+
+def _tokens(scores: Row) -> float:
+    length = scores.get("length")
+    return float(length["value"] * scores.get("num_samples", 0)) if length else 0.0
+
+
+def without_samples(row: Row) -> Row:
+    """An evaluation's settings and figures, its samples left out."""
+    return {key: value for key, value in row.items() if key != "problems"}
+
+
+def other_evaluations(folder: RunFolder) -> list[Row]:
+    """What stands in eval/ beside the evaluations of steps, each with its `file`; samples left out.
+
+    A file that is not JSON is named with the reason in place of figures.
+    """
+    found = []
+    for path in sorted(folder.eval_path.rglob("*.json")):
+        if path.parent == folder.eval_path and path.name.startswith("step-"):
+            continue
+        name = str(path.relative_to(folder.eval_path))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            found.append({"file": name, "unreadable": str(error)})
+            continue
+        row = without_samples(content) if isinstance(content, dict) else {"content": content}
+        found.append({"file": name, **row})
+    return found
+
+
+def events_of(folder: RunFolder) -> list[Row]:
+    """The whole lines of events.jsonl, where the run kept them."""
+    path = folder.path / "events.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+
+
+def faulty_files(folder: RunFolder) -> list[str]:
+    """The batches that the run put aside because it could not learn from them."""
+    kept = folder.path / "faulty"
+    return sorted(path.name for path in kept.iterdir()) if kept.is_dir() else []
+
+
+def versions_of(recipe_text: str) -> list[str]:
+    """The comment lines at the head of recipe.yaml: versions and the commit."""
+    head = takewhile(lambda line: line.startswith("#"), recipe_text.splitlines())
+    return [line.lstrip("# ") for line in head]
+
+
+def facts_of(folder: RunFolder, *, price: float | None, watts: float | None) -> dict[str, Any]:
+    """All of the above and the lines themselves, for the report."""
+    metrics, timings, evals = folder.metrics(), folder.timings(), folder.evals()
+    summary, recipe = folder.summary(), folder.recipe()
+    path = folder.recipe_path
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    cost = cost_of(metrics, timings, evals, summary, price=price, watts=watts)
+    return {
+        "name": str(recipe.get("name", folder.path.name)),
+        "folder": folder.path.name,
+        "accuracy": accuracy_part(folder, evals),
+        "steps_planned": recipe.get("steps"),
+        "steps_done": metrics[-1]["step"] if metrics else 0,
+        "ended": bool(summary),
+        "summary": summary,
+        "model": str((recipe.get("model") or {}).get("path", "")),
+        "template": str(recipe.get("template", "")),
+        "cost": {**asdict(cost), "price": price, "watts": watts},
+        "versions": versions_of(text),
+        "recipe": text,
+        "evals": [without_samples(row) for row in evals],
+        "other_evals": other_evaluations(folder),
+        "events": events_of(folder),
+        "faulty": faulty_files(folder),
+        "trouble": [
+            {key: row[key] for key in ("step", "faults", "skipped") if row.get(key) is not None}
+            for row in metrics
+            if row.get("faults") or row.get("skipped")
+        ],
+        "max_sync_kl": max((r["sync_kl"] for r in metrics if r.get("sync_kl")), default=None),
+        "rechecked": sum(1 for row in metrics if row.get("sync_kl_rechecked") is not None),
+    }
