@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from r1lab import __version__, cli_report, cli_rewards
 from r1lab.cli_preflight import preflight
 from r1lab.doctor.command import add_doctor_options, doctor
-from r1lab.types import R1labError, RecipeError
+from r1lab.types import R1labError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -258,7 +258,7 @@ def _evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
     from r1lab.recipe_io import load_recipe
 
     recipe = load_recipe(options.recipe, overrides, schema=TrainRecipe)
-    _check(recipe, dry_run=options.dry_run)
+    _check(recipe, dry_run=options.dry_run, writes=False)
     if options.dry_run:
         _print_resolved(recipe)
         settings = recipe.evaluation
@@ -278,6 +278,7 @@ def _evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
 
 
 def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:
+    from r1lab.checks import check_installed
     from r1lab.recipe import PretrainRecipe
     from r1lab.recipe_io import load_recipe
     from r1lab.registry import resolve
@@ -285,7 +286,7 @@ def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:
     with _once_over_processes():
         recipe = load_recipe(options.recipe, overrides, schema=PretrainRecipe)
         resolve(recipe.corpus.source, "source", key="corpus.source")
-        _check_installed("torch")
+        check_installed("torch")
     if options.dry_run:
         _print_resolved(recipe)
         print(f"\nwould pre-train on {recipe.tokens:,} tokens into {recipe.run_folder}")
@@ -314,31 +315,13 @@ def _show(options: argparse.Namespace, overrides: list[Override]) -> int:
 # --- checks before anything heavy ------------------------------------------------------------
 
 
-def _check(recipe: TrainRecipe, *, dry_run: bool) -> None:
-    """Refuse what cannot run: rewards, problems, base, packages. Imports no torch."""
-    from r1lab.model.load import resolve_folder
-    from r1lab.registry import check_references, load_mixture
-    from r1lab.rollout.build import check_engine
+def _check(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> None:
+    """Refuse what cannot run, and warn of what may not work out. Imports no torch."""
+    from r1lab.checks import check_run
 
-    check_references(recipe)
-    load_mixture(recipe.problems, "train")[0]
-    held_out = recipe.evaluation
-    load_mixture(recipe.problems, "test", held_out.seed).distinct(held_out.num_problems)
-    if dry_run and _on_a_hub(recipe.model.path):
-        return
-    resolve_folder(recipe.model.path)
-    if not dry_run:
-        _check_installed("torch")
-        check_engine(recipe.sampling.engine)
-
-
-def _check_installed(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise RecipeError(f"{package} is not installed here; install r1lab's extra [cpu] or [gpu]")
-
-
-def _on_a_hub(path: str) -> bool:
-    return path.count("/") == 1 and not Path(path).parent.is_dir()
+    for warning in check_run(recipe, dry_run=dry_run, writes=writes):
+        if _rank() == 0:
+            print(f"r1lab: warning: {warning}", file=sys.stderr)
 
 
 def _print_resolved(recipe: BaseModel) -> None:

@@ -79,7 +79,10 @@ class ProblemMixture:
         raise AssertionError("each place belongs to a stream")
 
     def __getitem__(self, index: int) -> Problem:
-        stream, position = self.place(index)
+        return self.row(*self.place(index))
+
+    def row(self, stream: int, position: int) -> Problem:
+        """The problem at a position of one of the streams."""
         name = self.names[stream]
         key = f"problems.sources.{stream}.source: {name!r}"
         try:

@@ -124,6 +124,12 @@ class ProblemSettings(Section):
     seed: Seed = Field(
         0, description="of the problem streams; held-out problems do not depend on it"
     )
+    check_gold: NonNegative = Field(
+        64,
+        le=100_000,
+        description="problems, of each split, whose gold answers their own verifier has to accept "
+        "before a run begins; 0: none",
+    )
 
 
 class RewardSettings(Section):

@@ -36,7 +36,7 @@ from r1lab.problems import (
     ShuffledProblems,
     Split,
 )
-from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
+from r1lab.recipe import ProblemSettings, SourceSettings
 from r1lab.tables import TABLES
 from r1lab.types import R1labError, RecipeError
 
@@ -160,16 +160,6 @@ def shipped_folder(name: str) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
-
-
-def check_references(recipe: TrainRecipe) -> None:
-    """Import every reward and problem source that the recipe names, so that faults show early."""
-    for index, reward in enumerate(recipe.rewards):
-        if reward.reward != PROBLEM_VERIFIER:
-            resolve(reward.reward, "reward", key=f"rewards.{index}.reward")
-    for index, source in enumerate(recipe.problems.sources):
-        if not source.source.endswith(TABLES):
-            resolve(source.source, "source", key=f"problems.sources.{index}.source")
 
 
 def load_problems(

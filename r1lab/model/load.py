@@ -18,8 +18,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1lab.model.files import (
+    check_architecture,
+    check_folder,
+    check_vocabulary,
+    no_end_of_sequence,
+)
 from r1lab.recipe import ModelSettings
-from r1lab.types import RecipeError
+from r1lab.types import R1labError, RecipeError
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +76,7 @@ def load_model(
     if mixture and not torch.cuda.is_available():
         options["experts_implementation"] = "eager"
     folder, weights = (None, source) if isinstance(source, dict) else (source, None)
-    with _without_progress_bars():
+    with _quietly():
         model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
             folder,
             config=config,
@@ -78,13 +84,53 @@ def load_model(
             dtype=dtype,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, with the names
             **options,
         )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ValueError(f"{len(missing)} weights are missing ({', '.join(missing[:3])}, ...)")
+    _check_loaded(model, info)
+    if folder is not None:
+        _check_values(model)
     _own_memory(model)
     return model
+
+
+def _check_loaded(model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the architecture; ValueError names them."""
+    missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if info["mismatched_keys"]:
+        name, found, needed = min(info["mismatched_keys"])
+        raise ValueError(
+            f"{name} has the shape {tuple(found)} and config.json makes it {tuple(needed)} "
+            f"({len(info['mismatched_keys'])} weights of a wrong shape)"
+        )
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing ({', '.join(missing[:3])}, ...)")
+    config = model.config
+    # Layers that predict further tokens (MTP) stand behind the last one and are left out here.
+    layers = config.num_hidden_layers
+    further = getattr(config, "num_nextn_predict_layers", 0) or 0
+    prefixes = tuple(f"model.layers.{layers + i}." for i in range(further))
+    extra = [name for name in extra if not name.startswith(prefixes)]
+    if extra:
+        raise ValueError(
+            f"{len(extra)} weights are none of a {config.model_type} with {layers} layers, as "
+            f"config.json has it ({', '.join(extra[:3])}, ...)"
+        )
+
+
+def _check_values(model: PreTrainedModel) -> None:
+    """Refuse weights that no sampler could use as they are; raises ValueError."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = model.config.tie_word_embeddings and head is not None
+    if tied and head.weight is not embedding.weight:
+        # transformers leaves them apart then, vLLM takes the embedding for both.
+        raise ValueError(
+            "config.json ties the embeddings, and lm_head differs from them; set "
+            "tie_word_embeddings=false there"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity")
 
 
 def _own_memory(model: PreTrainedModel) -> None:
@@ -130,44 +176,19 @@ def load_config(folder: Path, path: str) -> PretrainedConfig:
     """The configuration in `folder`; `path` is the value of `model.path`, for the message."""
     from transformers import AutoConfig
 
-    if not (folder / "config.json").is_file():
-        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
-        fix = f"name it in model.gguf_file ({ggufs[0]})" if ggufs else "give a model's own folder"
-        raise RecipeError(f"model.path: {path!r} holds no config.json; {fix}")
-    with _unreadable(path, "its config.json does not load"):
+    check_folder(folder, path)
+    with _unreadable(path, "its config.json does not load"), _quietly():
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-
-
-def is_v3_style(config: PretrainedConfig) -> bool:
-    """Whether the model has DeepSeek-V3's form: latent attention (MLA) and V3's router."""
-    return config.model_type in ("deepseek_v3", "deepseek_v2")
 
 
 def check_base(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     """Refuse what would sample or train wrongly without a word; raises RecipeError."""
-    if is_v3_style(config) and config.tie_word_embeddings:
-        # vLLM's DeepSeek model does not tie lm_head: it would sample noise.
-        raise RecipeError(
-            f"model.path: {path!r} is V3-style with tied embeddings, which vLLM does not tie; "
-            "save it with tie_word_embeddings=false and lm_head a copy of the embedding"
-        )
-    routing = getattr(config, "topk_method", None)
-    if config.model_type == "deepseek_v3" and routing != "noaux_tc":
-        # Without it vLLM makes no e_score_correction_bias and cannot load the router.
-        raise RecipeError(
-            f"model.path: {path!r} has topk_method {routing!r} in its config.json, and vLLM needs "
-            "'noaux_tc', which is what transformers computes; set it"
-        )
+    check_architecture(
+        config.to_dict() | {"topk_method": getattr(config, "topk_method", None)}, path
+    )
     if tokenizer.eos_token_id is None:
-        raise RecipeError(
-            f"model.path: {path!r} has a tokenizer without an end-of-sequence token, so no "
-            "response could end; set eos_token in its tokenizer_config.json"
-        )
-    if len(tokenizer) > config.vocab_size:
-        raise RecipeError(
-            f"model.path: {path!r} has a tokenizer of {len(tokenizer)} entries for a model of "
-            f"{config.vocab_size}; give the tokenizer that belongs to it"
-        )
+        raise no_end_of_sequence(path)
+    check_vocabulary(len(tokenizer), {"vocab_size": config.vocab_size}, path)
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path | None = None) -> tuple[int, ...]:
@@ -182,15 +203,17 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path | None = None) -
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """A bar over the weights of a model that loads in a blink is noise."""
+def _quietly() -> Iterator[None]:
+    """No bar over weights that load in a blink, and no report: what matters of it is checked."""
     from transformers.utils import logging as hf_logging
 
-    shown = hf_logging.is_progress_bar_enabled()
+    shown, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        hf_logging.set_verbosity(verbosity)
         if shown:
             hf_logging.enable_progress_bar()
 
@@ -205,7 +228,8 @@ class _unreadable:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
+        # safetensors, tokenizers and huggingface_hub raise classes of their own besides.
+        if isinstance(error, Exception) and not isinstance(error, R1labError | MemoryError):
             reason = " ".join(str(error).split())[:300]
             raise RecipeError(f"model.path: {self.path!r}: {self.what}: {reason}") from error
 
@@ -213,7 +237,7 @@ class _unreadable:
 def _load_tokenizer(folder: Path, path: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    with _unreadable(path, "its tokenizer does not load"):
+    with _unreadable(path, "its tokenizer does not load"), _quietly():
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -256,7 +280,7 @@ def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch
     if (target / "config.json").is_file():
         return target
     logging.getLogger(__name__).info("dequantising %s into %s", source, target)
-    with _unreadable(settings.path, "its GGUF file does not load"), _without_progress_bars():
+    with _unreadable(settings.path, "its GGUF file does not load"), _quietly():
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             gguf_file=settings.gguf_file,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from r1lab.prompts import Template
 from r1lab.recipe import SamplingRecipe
 from r1lab.rollout.agreement import SyncGuard
+from r1lab.rollout.limits import check_fit
 from r1lab.rollout.sampler import Sampler
 from r1lab.types import (
     Completion,
@@ -165,16 +166,8 @@ class RolloutSource:
         ]
 
     def _check_fit(self, problems: Sequence[Problem], prompts: Sequence[tuple[int, ...]]) -> None:
-        longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-        needed = len(prompts[longest]) + self._settings.max_tokens
-        limit = self.sampler.max_model_len
-        if needed > limit:
-            raise RecipeError(
-                f"sampling.max_model_len: {limit} is too short for problem "
-                f"{problems[longest].id}: its prompt has {len(prompts[longest])} tokens, and "
-                f"sampling.max_tokens asks for {self._settings.max_tokens} more; raise it to "
-                f"{needed} or lower max_tokens"
-            )
+        max_tokens, limit = self._settings.max_tokens, self.sampler.max_model_len
+        check_fit(problems, prompts, max_tokens=max_tokens, limit=limit)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

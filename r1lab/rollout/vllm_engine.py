@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from r1lab.model.load import end_tokens, is_v3_style, load_config
+from r1lab.model.files import is_v3_style
+from r1lab.model.load import end_tokens, load_config
 from r1lab.prompts import Template
 from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.sampler import as_completion
@@ -201,7 +202,7 @@ def _set_environment(config: PretrainedConfig, attention: Attention) -> None:
     """vLLM's settings that exist only as environment variables."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if is_v3_style(config):
+    if is_v3_style(config.model_type):
         fits = fits_mla_kernel(config.kv_lora_rank, config.qk_rope_head_dim)
         if attention == "mla" and not fits:
             raise R1labError(

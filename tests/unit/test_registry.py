@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from r1lab.problems import ProblemMixture
-from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
+from r1lab.recipe import ProblemSettings, SourceSettings
 from r1lab.registry import (
-    check_references,
     find,
     load_mixture,
     load_problems,
@@ -141,16 +140,6 @@ def test_a_file_that_failed_can_be_mended_and_tried_again(write):
 def test_a_misspelt_file_names_its_neighbour(write, tmp_path):
     write(REWARD)
     assert "mine.py'?" in refusal(resolve, f"{tmp_path}/mne.py:reward", "reward")
-
-
-def test_a_recipe_is_checked_with_its_keys():
-    recipe = TrainRecipe.model_validate(
-        {
-            "name": "x",
-            "problems": {"sources": [{"source": "boxes"}, {"source": "nothing_here"}]},
-        }
-    )
-    assert "problems.sources.1.source" in refusal(check_references, recipe)
 
 
 # --- sources ---
