@@ -149,8 +149,8 @@ class FileProblems:
         test_file      a file of held-out problems in place of that; questions that it has are left
                        out of training
     All other columns become the problem's metadata, and so do mapped ones under their own names: a
-    reward written for the data set finds both. A reward's path in a row starts from the file's
-    folder, or else from the current one.
+    reward written for the data set finds both. The paths of `verifier` and `test_file` start from
+    the file's folder, or else from the current one.
     """
 
     @staticmethod
@@ -172,14 +172,16 @@ class FileProblems:
             raise ValueError(f"columns: {unknown[0]!r} is not one of {', '.join(COLUMNS)}")
         if not 0 <= test_fraction < 1:
             raise ValueError(f"test_fraction: {test_fraction} must be at least 0 and below 1")
+        table = Path(os.path.expanduser(path))
         if test_file is not None:
-            held_out = _read_rows(Path(os.path.expanduser(test_file)), names, verifier)
+            other = os.path.expanduser(beside(test_file, table.parent))
+            held_out = _read_rows(Path(other), names, verifier)
             if split == "test":
                 return held_out
             questions = {problem.question for problem in held_out}
-            rows = _read_rows(Path(os.path.expanduser(path)), names, verifier)
+            rows = _read_rows(table, names, verifier)
             return [row for row in rows if row.question not in questions]
-        rows = _read_rows(Path(os.path.expanduser(path)), names, verifier)
+        rows = _read_rows(table, names, verifier)
         return [
             row for row in rows if (_unit_hash(row.question) < test_fraction) == (split == "test")
         ]
@@ -237,7 +239,7 @@ def _read_rows(path: Path, columns: Mapping[str, str], verifier: str) -> list[Pr
             )
         row_of[identity] = number
         own = row.get(columns["verifier"])
-        judged_by = verifier if own is None else beside(str(own), path.parent)
+        judged_by = beside(verifier if own is None else str(own), path.parent)
         problems.append(Problem(identity, question, answer, judged_by, path.stem, metadata))
     return problems
 
