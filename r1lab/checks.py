@@ -59,6 +59,9 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
     for index, reward in enumerate(recipe.rewards):
         if reward.reward != PROBLEM_VERIFIER:
             load_reward(reward.reward, reward.options, key=f"rewards.{index}")
+    grader = recipe.watch.grader
+    if grader is not None and grader.reward != PROBLEM_VERIFIER:
+        load_reward(grader.reward, grader.options, key="watch.grader")
     train = load_mixture(recipe.problems, "train")
     first = [train[i] for i in range(_GENERATED)]
     evaluation = recipe.evaluation

@@ -272,7 +272,10 @@ def _anchor(tree: dict[str, Any], folder: Path) -> None:
     """Rewards and sources whose files stand beside the recipe, by their whole paths."""
     problems = tree.get("problems")
     sources = problems.get("sources") if isinstance(problems, dict) else None
-    for entries, key in ((tree.get("rewards"), "reward"), (sources, "source")):
+    watch = tree.get("watch")
+    graders = [watch.get("grader")] if isinstance(watch, dict) else None
+    named = ((tree.get("rewards"), "reward"), (sources, "source"), (graders, "reward"))
+    for entries, key in named:
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and isinstance(entry.get(key), str):
                 entry[key] = beside(entry[key], folder)

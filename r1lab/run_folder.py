@@ -8,6 +8,7 @@
     summary.json           the run in a few figures
     preflight.json         whether it could learn, where that was asked before it began
     checkpoints/           the trainer's own
+    events.jsonl           starts, resumes, warnings and faults, each with its time
 
 Lines are flushed one by one, whole files are put in place whole: what an interrupted run leaves can
 be read. `truncate` takes back what came after the step that a run resumes from, so that no line
@@ -20,6 +21,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,10 @@ class RunFolder:
     def curves_path(self) -> Path:
         return self.path / "curves.png"
 
+    @property
+    def events_path(self) -> Path:
+        return self.path / "events.jsonl"
+
     # -------------------------------------------------------------------------- writing
 
     def log_metrics(self, step: int, values: Mapping[str, Any]) -> None:
@@ -98,6 +104,11 @@ class RunFolder:
     def log_timings(self, step: int, values: Mapping[str, Any]) -> None:
         """Add the line of a step to timings.jsonl: seconds by phase, tokens a second, memory."""
         _append_line(self.timings_path, {"step": step, **values})
+
+    def log_event(self, kind: str, **values: Any) -> None:
+        """Add what happened to events.jsonl: {"time": now in UTC, "event": kind, ...}."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        _append_line(self.events_path, {"time": now, "event": kind, **values})
 
     def write_rollouts(
         self,
@@ -151,6 +162,10 @@ class RunFolder:
         self.summary_path.unlink(missing_ok=True)
 
     # -------------------------------------------------------------------------- reading
+
+    def events(self) -> list[Row]:
+        """The lines of events.jsonl, in order."""
+        return _read_lines(self.events_path)
 
     def metrics(self) -> list[Row]:
         """The lines of metrics.jsonl, by step; empty before the first."""

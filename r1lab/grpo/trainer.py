@@ -18,6 +18,7 @@ from r1lab.grpo.checkpoint import (
     save_checkpoint,
     set_random_states,
 )
+from r1lab.grpo.lookout import Lookout
 from r1lab.grpo.policy import Policy
 from r1lab.grpo.step import StepResult, rl_step
 from r1lab.model.adapters import add_lora
@@ -30,7 +31,7 @@ from r1lab.registry import load_mixture
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.source import RolloutSource
 from r1lab.run_folder import RunFolder
-from r1lab.types import R1labError
+from r1lab.types import R1labError, RunStopped
 from r1lab.verify import IsolatedRunner, Verifiers
 
 
@@ -91,6 +92,10 @@ class Run:
         self.source.check_fit(self.held_out)
         self.source.start(self.policy)
         self._open_folder()
+        self.lookout = Lookout(
+            recipe, self.folder, self.verifiers, template=self.template,
+            runner=self.reward_runner, say=lambda line: tqdm.write(f"{recipe.name}: {line}"),
+        )  # fmt: skip
 
     def _check_folder(self, resume: bool) -> None:
         folder = RunFolder(self.recipe.run_folder)
@@ -149,6 +154,7 @@ class Run:
                 self._record(result)
                 bar.update()
                 bar.set_postfix_str(_said(result.metrics))
+                self._stop_if_watched()
                 last = self.step == self.recipe.steps
                 if last or _is_due(self.step, self.recipe.evaluation.every):
                     self._evaluate(greedy=last and self.recipe.evaluation.greedy)
@@ -168,8 +174,11 @@ class Run:
         scored = self._gather(result.scored)
         if not self.is_main:
             return
-        metrics = {**result.metrics, **self.verifiers.reported(scored)}
+        metrics = {
+            **result.metrics, **self.verifiers.reported(scored), **self.lookout.grade(scored)
+        }  # fmt: skip
         self.folder.log_metrics(self.step, metrics)
+        self.lookout.see({"step": self.step, **metrics})
         tokens = (result.metrics["length"] or 0.0) * (result.metrics["responses"] or 0.0)
         total = sum(result.seconds.values())
         self.folder.log_timings(
@@ -205,6 +214,16 @@ class Run:
         figures = {f"eval/{n}": v for n, v in result.headline().items() if v is not None}
         self.accelerator.log(figures, step=self.step)
         tqdm.write(f"{self.recipe.name} step {self.step}, held out: {_headline(result)}")
+        if self.step == 0:
+            self.lookout.at_start(asked.sampled)
+
+    def _stop_if_watched(self) -> None:
+        """Save and stop where an alarm that stops the run has gone off (in the main process)."""
+        if self.recipe.watch.may_stop and self.step < self.recipe.steps:
+            reasons = [reason for reason in self._gather([self.lookout.stop_reason]) if reason]
+            if reasons:
+                self._save()
+                raise RunStopped(reasons[0])
 
     def _gather(self, items: Any) -> list[Any]:
         """The items of all processes in one list, on every process."""

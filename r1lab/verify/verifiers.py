@@ -20,6 +20,7 @@ TAKEN = frozenset({
     "zero_variance", "faults", "responses", "loss", "entropy", "clipped_low", "clipped_high",
     "gradient_tokens", "grad_norm", "learning_rate", "sync_kl", "sync_kl_uncapped",
     "sync_kl_tokens", "sync_kl_bound", "sync_kl_rechecked",
+    "grader_score", "grader_gap", "grader_responses",
 })  # fmt: skip
 
 
@@ -39,24 +40,29 @@ class Verifiers:
         template: Template,
         runner: Runner | None = None,
         max_steps: int = 0,
+        key: str = "rewards.{index}",
     ) -> None:
         """Load every reward that the settings name; RecipeError for one that cannot be used.
 
         The verifiers that problems name are loaded when the first such problem is scored.
         `runner` says where those run that are to be isolated; None: all in this process. What
         it started is closed by who made it. `max_steps` is what TRL's `trainer_state` will say.
+        `key` is where in the recipe the settings stand, for messages.
         """
         self._settings = tuple(rewards)
         self._template = template
         self._here = InProcessRunner()
         self._walled: Runner = self._here if runner is None else runner
-        self._max_steps = max_steps
+        self._max_steps, self._key = max_steps, key
         self._of_problem: dict[tuple[int, str], Reward] = {}
         self._rewards = [
             None
             if setting.reward == PROBLEM_VERIFIER
             else load_reward(
-                setting.reward, setting.options, key=f"rewards.{index}", limits=_limits(setting)
+                setting.reward,
+                setting.options,
+                key=key.format(index=index),
+                limits=_limits(setting),
             )
             for index, setting in enumerate(self._settings)
         ]
@@ -114,7 +120,7 @@ class Verifiers:
 
     def _verifier(self, index: int, name: str) -> Reward:
         if (index, name) not in self._of_problem:
-            key = f"rewards.{index} (problems with the verifier {name!r})"
+            key = f"{self._key.format(index=index)} (problems with the verifier {name!r})"
             setting = self._settings[index]
             self._of_problem[index, name] = load_reward(
                 name, setting.options, key=key, limits=_limits(setting)

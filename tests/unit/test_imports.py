@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS = (
     ("r1lab", "r1lab.types"),
     ("r1lab.prompts", "r1lab.hints", "r1lab.plain_yaml", "r1lab.tables"),
+    ("r1lab.recipe_section", "r1lab.recipe_watch"),
     ("r1lab.recipe",),
     (
         "r1lab.problems",
@@ -42,8 +43,11 @@ LEVELS = (
     ("r1lab.evaluate", "r1lab.report.figures", "r1lab.report.progress", "r1lab.report.text"),
     (
         "r1lab.grpo.trainer",
+        "r1lab.grpo.grader",
+        "r1lab.grpo.lookout",
         "r1lab.grpo.preflight",
         "r1lab.grpo.prospects",
+        "r1lab.grpo.watch",
     ),
     ("r1lab.stages", "r1lab.report", "r1lab.scaffold", "r1lab.doctor"),
     ("r1lab.checks",),
@@ -66,6 +70,8 @@ LIGHT = (
     "r1lab.recipe",
     "r1lab.recipe_errors",
     "r1lab.recipe_io",
+    "r1lab.recipe_section",
+    "r1lab.recipe_watch",
     "r1lab.registry",
     "r1lab.rollout.limits",
     "r1lab.run_folder",
