@@ -120,7 +120,7 @@ class _Rewards:
         name = problem.verifier if self._name == PROBLEM_VERIFIER else self._name
         if name not in self._loaded:
             self._loaded[name] = load_reward(
-                name, self._options, key="REWARD", limits=self._limits  # type: ignore[arg-type]
+                name, self._options, key="", limits=self._limits  # type: ignore[arg-type]
             )  # fmt: skip
         return self._loaded[name]
 

@@ -78,7 +78,10 @@ class Reference:
                 f"{nearest(self.function, names)}{known}",
             )
         if not callable(found):
-            raise _error(key, f"{self.text!r}: {self.function!r} is not a function")
+            place, kind = self.path or self.module, type(found).__name__
+            raise _error(
+                key, f"{self.text!r}: {self.function!r} is not a function but {kind} ({place})"
+            )
         function: Callable[..., Any] = found
         return function
 
@@ -126,9 +129,11 @@ def find(text: str, kind: Kind, *, key: str = "") -> Reference:
         return Reference(text, function, f"{_PACKAGE[kind]}.{place}")
     if Path(place).suffix in _OTHER_TABLES and kind == "source":
         raise _error(key, f"{text!r}: a table is a {' or '.join(TABLES)} file; convert it to one")
-    if "." in place or ":" in text:
+    if ("." in place or ":" in text) and all(part.isidentifier() for part in place.split(".")):
         return Reference(text, function, place)
     names = shipped(kind)
+    if Path(f"{place}.py").is_file():
+        raise _error(key, f"no {kind} is called {text!r} (did you mean '{place}.py'?)")
     known = f"shipped: {', '.join(names)}; " if names else ""
     raise _error(
         key,

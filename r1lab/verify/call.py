@@ -265,8 +265,9 @@ def _fault(function: Callable[..., Any], error: BaseException) -> Fault:
 
 def _score_error(function: Callable[..., Any], error: ScoreError, item: Item) -> RewardError:
     """A Verdict that the reward could not make: the line that tried to."""
+    name = getattr(function, "__name__", "reward")
     return RewardError(
-        f"{_name(function)}: {_where(function, error)}: {error}, for problem {item.problem.id}; "
+        f"{name} ({_where(function, error)}): {error}, for problem {item.problem.id}; "
         "return a finite number, or None where it does not apply"
     )
 

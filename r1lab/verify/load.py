@@ -68,34 +68,43 @@ def load_reward(
 ) -> Reward:
     """The reward that `reference` names (see `r1lab.registry`), its signature and options checked.
 
-    `key` is the recipe's key, for the message. Raises RecipeError, one line, for a missing file or
-    function, a signature of neither kind, an unknown option, and a missing one.
+    `key` is the recipe's key, for the message ("" outside a recipe). Raises RecipeError, one line,
+    for a missing file or function, a signature of neither kind, an unknown option, and a missing
+    one.
     """
-    found = find(reference, "reward", key=f"{key}.reward")
-    function = found.load(key=f"{key}.reward")
-    reward = Reward(found, _style(function, f"{key}.reward"), dict(options or {}), limits)
-    _check_options(function, reward, f"{key}.options")
+    own_key, options_key = (f"{key}.{part}".lstrip(".") for part in ("reward", "options"))
+    found = find(reference, "reward", key=own_key)
+    function = found.load(key=own_key)
+    reward = Reward(found, _style(function, own_key), dict(options or {}), limits)
+    _check_options(function, reward, options_key)
     return reward
 
 
 def where_defined(function: Callable[..., Any]) -> str:
     """`file.py, line 12`: where a function starts."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
-        return repr(function)
-    return f"{code.co_filename}, line {code.co_firstlineno}"
+    function = inspect.unwrap(function)
+    if inspect.isclass(function):
+        return f"{inspect.getsourcefile(function)}, line {inspect.getsourcelines(function)[1]}"
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    return f"{code.co_filename}, line {code.co_firstlineno}" if code else repr(function)
 
 
 def _style(function: Callable[..., Any], key: str) -> Style:
     try:
-        names = set(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # of something built in
         raise RecipeError(f"{key}: {function!r} has no signature; write {SIGNATURES}") from None
+    names = set(parameters)
     single, batched = names >= SINGLE, bool(names & BATCHED)
-    if single == batched:
-        problem = "mixes two signatures" if single else "has no signature of a reward"
+    unnamed = any(parameters[n].kind is inspect.Parameter.POSITIONAL_ONLY for n in names)
+    if single == batched or unnamed or inspect.isclass(function):
+        problem = "mixes two signatures" if single and batched else "has no signature of a reward"
+        if unnamed:
+            problem = "takes arguments without their names"
+        if inspect.isclass(function):
+            problem = "is a class"
         raise RecipeError(
-            f"{key}: {getattr(function, '__name__', function)}({', '.join(names)}) {problem} "
+            f"{key}: {getattr(function, '__name__', function)}({', '.join(parameters)}) {problem} "
             f"({where_defined(function)}); write {SIGNATURES}"
         )
     return "single" if single else "batched"

@@ -120,6 +120,17 @@ def test_a_trl_reward_on_a_file_with_columns_of_its_own(r1lab, write, tmp_path):
         (["mine.py:short", "--problems", "boxes"], ["line 8", "returned 0 scores for 1"]),
         (["mine.py:nan", "--problems", "boxes"], ["line 11", "returned nan", "finite number"]),
         (["mine.py:text", "--problems", "boxes"], ["line 14", "'1.0' (str)", "a score is a"]),
+        (["mine.py:verdict", "--problems", "boxes"], ["line 19", "finite number or None, not nan"]),
+        (["mine.py:nameless", "--problems", "boxes"], ["line 21", "without their names", "write "]),
+        (["mine.py:Judge", "--problems", "boxes"], ["line 24", "is a class", "write reward("]),
+        (
+            ["mine.py:FULL", "--problems", "boxes"],
+            ["'FULL'", "not a function but float", "mine.py"],
+        ),
+        (["mine", "--problems", "boxes"], ["did you mean 'mine.py'"]),
+        ([":reward", "--problems", "boxes"], ["no reward is called ':reward'", "path/to/file.py"]),
+        (["broken.py", "--problems", "boxes"], ["broken.py, line 2", "SyntaxError: expected ':'"]),
+        (["lost.py", "--problems", "boxes"], ["lost.py, line 3", "No module named 'no_such'"]),
         (["mine.py", "--problems", "boxes", "--options", "{x: 1}"], ["options.x", "takes none"]),
         (["mine.py", "--problems", "boxes", "--num", "0"], ["--num"]),
         (["mine.py", "--problems", "boxes", "--template", "compct"], ["'compct'", "compact"]),
@@ -144,8 +155,23 @@ def test_mistakes_are_one_line_with_the_fix(r1lab, write, arguments, expected):
 
         def text(problem, completion):
             return "1.0"
+
+        def verdict(problem, completion):
+            from r1lab.types import Verdict
+            return Verdict(float("nan"))
+
+        def nameless(problem, completion, /):
+            return 1.0
+
+        class Judge:
+            def __call__(self, problem, completion):
+                return 1.0
+
+        FULL = 1.0
         """,
     )
+    write("broken.py", "def reward(problem, completion):\n    if True\n        return 1.0\n")
+    write("lost.py", "import os\n\nimport no_such\n")
     done = r1lab("verify", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

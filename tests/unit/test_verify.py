@@ -308,7 +308,7 @@ def test_a_verdict_that_cannot_be_is_no_quiet_fault(write, score: str, signature
             return {returned}
         """
     )
-    with pytest.raises(RewardError, match=r"mine.py, line 4: a score is a finite number or None"):
+    with pytest.raises(RewardError, match=r"mine.py, line 4\): a score is a finite number or None"):
         verifiers(path).score([rollout(0, RIGHT, WRONG)])
 
 
