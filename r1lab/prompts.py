@@ -8,12 +8,16 @@ Source of the form: DeepSeek-R1 (arXiv 2501.12948), Table 1: the model thinks in
   thinking part is well-formed: the reward must not pay for length.
 * The answer is read from after the thinking part only: from the last terminated answer tag behind
   the last `</think>`. No closed thinking part, or no terminated answer tag behind it: no answer.
+* Models that were not trained to this form are read as they were asked (`Template.answer_in`): from
+  the last terminated `\\boxed{}` behind the thinking, or from all that stands behind it. A thinking
+  part that was opened and never closed holds no answer there either.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -23,6 +27,8 @@ TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 _WELL_FORMED = re.compile(
     r"\s*<think>(?P<thinking>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL
 )
+# `\\{` and `\\}` are no braces; any other backslash goes with the sign behind it.
+_BRACES = re.compile(r"\\[^a-zA-Z]|[{}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +56,48 @@ def read_response(response: str) -> Response:
     return Response(thinking.strip(), found, well_formed)
 
 
+AnswerPlace = Literal["tags", "box", "whole"]
+
+
+def read_plain(response: str, place: AnswerPlace) -> Response:
+    """Take a response apart that has no answer tags; `place` is `box` or `whole`."""
+    head, closed, tail = response.rpartition(THINK_CLOSE)
+    if not closed and THINK_OPEN in response:
+        return Response(response.partition(THINK_OPEN)[2].strip(), None, False)
+    thinking = head.rpartition(THINK_OPEN)[2].strip() if closed else None
+    answer = last_box(tail) if place == "box" else tail.strip()
+    return Response(thinking, answer, answer is not None)
+
+
+def last_box(text: str) -> str | None:
+    """What the last terminated `\\boxed{...}` holds; None where there is none. One linear pass."""
+    found: str | None = None
+    open_at: list[int] = []
+    for sign in _BRACES.finditer(text):
+        if sign[0] == "{":
+            open_at.append(sign.start())
+        elif sign[0] == "}" and open_at:
+            start = open_at.pop()
+            if text.endswith("\\boxed", max(0, start - 6), start):
+                found = text[start + 1 : sign.start()].strip()
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A prompt: `text` with {question} in it, ending in `prefix`, the start of the response."""
+    """A prompt: `text` with {question} in it, ending in `prefix`, the start of the response.
+
+    `answer_in` says where a response has its answer, `stop` what ends a response beside the end
+    token: a base model that was shown solved problems goes on with problems of its own.
+    `message` is what a user says in a chat, for a server that puts it into its own template.
+    """
 
     name: str
     text: str
     prefix: str
+    answer_in: AnswerPlace = "tags"
+    stop: tuple[str, ...] = ()
+    message: str | None = None
 
     def prompt(self, question: str) -> str:
         """The prompt for a question, the response's prefix at its end."""
@@ -65,7 +106,8 @@ class Template:
 
     def read(self, completion_text: str) -> Response:
         """Take the completion apart, read together with the prefix that stands in the prompt."""
-        return read_response(self.prefix + completion_text)
+        whole = self.prefix + completion_text
+        return read_response(whole) if self.answer_in == "tags" else read_plain(whole, self.answer_in)
 
 
 TEMPLATES = {

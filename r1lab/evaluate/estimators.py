@@ -6,7 +6,7 @@ self-consistency (Wang et al., arXiv 2203.11171), which DeepSeek-R1 calls cons@k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -25,30 +25,21 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - all_wrong
 
 
-def same_text(answer: str) -> Hashable:
-    """What answers are grouped by where nothing better is known: their text, white space apart."""
-    return " ".join(answer.split())
-
-
-def maj_at_k(
-    answers: Sequence[str | None],
-    correct: Sequence[bool],
-    group_by: Callable[[str], Hashable] = same_text,
-) -> float:
+def maj_at_k(groups: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
     """Whether the most frequent of k answers is right: the chance of it, where several are tied.
 
-    answers  k answers, None where a sample gave none: it never wins, however frequent
+    groups   k keys, the same for equal answers (see `groups.answer_groups`); None where a sample
+             gave no answer: it never wins, however frequent
     correct  k verdicts. Answers of one group share the mean of their verdicts, so a verifier that
              looks at more than the answer is no problem
-    group_by maps answers that are equal to one key
 
     A tie is broken by a fair draw among the winners: the result is the expected value of that
     draw, so it depends on no order. 0.0 where no sample has an answer.
     """
     votes: dict[Hashable, list[bool]] = {}
-    for answer, is_right in zip(answers, correct, strict=True):
-        if answer is not None:
-            votes.setdefault(group_by(answer), []).append(is_right)
+    for group, is_right in zip(groups, correct, strict=True):
+        if group is not None:
+            votes.setdefault(group, []).append(is_right)
     if not votes:
         return 0.0
     most = max(len(group) for group in votes.values())

@@ -14,7 +14,9 @@ class Sample:
     """One judged response. `length` in tokens, the end of sequence included.
 
     `correct` and `score` are None where the machinery failed (`fault` says how) or no reward
-    applied.
+    applied. `group` numbers the answers of a problem that are equal as the verifier sees them (0:
+    the right ones); None where there is no answer to vote with. `readable`: the verifier found an
+    answer in it, right or wrong. `token_ids` where they were to be kept.
     """
 
     text: str
@@ -27,11 +29,17 @@ class Sample:
     length: int
     finish_reason: str
     well_formed: bool
+    group: int | None = None
+    readable: bool = True
+    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemResult:
-    """A problem with all its samples; `greedy` where a greedy answer was asked for."""
+    """A problem with all its samples; `greedy` where a greedy answer was asked for.
+
+    `majority` is maj@k over the samples, the chance that a vote among them is right.
+    """
 
     id: str
     source: str
@@ -39,6 +47,7 @@ class ProblemResult:
     answer: str
     samples: tuple[Sample, ...]
     greedy: Sample | None = None
+    majority: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ class Scores:
     cons_at_k    mean over problems of maj@k over all k samples of a problem
     pass_at_k    by k, as text: powers of two up to the number of samples
     reward       mean score;  format, truncated, unanswered  shares of samples
+    unparsable   share of samples in which the verifier found no answer that it can read
     length       mean tokens of a sample; length_right and length_wrong of those
     None where there was nothing to count. `num_problems` are those with a judged sample.
     """
@@ -66,6 +76,7 @@ class Scores:
     length_wrong: Estimate | None
     truncated: Estimate | None
     unanswered: Estimate | None
+    unparsable: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,8 @@ class EvalResult:
     """An evaluation: how it was sampled, its figures, and every sample.
 
     `step` is the training step it belongs to (None: none), `accuracy` the part of a verdict that
-    tells right from wrong, `level` that of the intervals, `k` the samples of each problem.
+    tells right from wrong, `level` that of the intervals, `k` the samples of each problem. `model`
+    and `suite` are what `r1lab eval` was asked for, `shots` the solved examples in each prompt.
     """
 
     step: int | None
@@ -90,6 +102,9 @@ class EvalResult:
     greedy: Scores | None
     by_source: Mapping[str, Scores]
     problems: tuple[ProblemResult, ...]
+    model: str | None = None
+    suite: str | None = None
+    shots: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -110,5 +125,6 @@ class EvalResult:
             "length": value(scores.length),
             "truncated": value(scores.truncated),
             "unanswered": value(scores.unanswered),
+            "unparsable": value(scores.unparsable),
             "reward": value(scores.reward),
         }

@@ -6,12 +6,14 @@ one `score` call judges it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from r1lab.evaluate.estimators import maj_at_k, pass_at_k, same_text
+from r1lab.evaluate.estimators import maj_at_k, pass_at_k
+from r1lab.evaluate.groups import answer_groups, is_readable
 from r1lab.evaluate.intervals import LEVEL, Estimate, bootstrap
 from r1lab.evaluate.result import EvalResult, ProblemResult, Sample, Scores
 from r1lab.prompts import Template, read_response
@@ -73,14 +75,16 @@ def ask(
     max_tokens: int,
     greedy: bool = False,
 ) -> Asked:
-    """Sample and score; a problem that comes twice (by id) is asked once.
+    """Sample and score; a problem that comes twice is asked once.
 
-    `encode` makes token ids of a prompt, as in training. With several processes, each asks its
+    Two different problems with one id are refused: nobody could tell their figures apart. `encode` makes token ids of a prompt, as in training. With several processes, each asks its
     share of the problems, and the shares are joined before `judge`. Samples of the same seed are
     the same samples.
     """
-    unique = list({problem.id: problem for problem in problems}.values())
+    unique = distinct(problems)
     prompts = [tuple(encode(template.prompt(problem.question))) for problem in unique]
+    # Processes ask shares of their own: with one seed their random streams would be the same.
+    seed = settings.seed + 1_000_003 * int(os.environ.get("RANK", "0"))
 
     def scored(sampling: SamplingSettings) -> tuple[Scored, ...]:
         groups = sampler.generate(prompts, sampling, template=template)
@@ -100,15 +104,28 @@ def ask(
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 max_tokens=max_tokens,
-                seed=settings.seed,
+                seed=seed,
             )
         ),
         greedy=(
-            scored(SamplingSettings(temperature=0.0, max_tokens=max_tokens, seed=settings.seed))
+            scored(SamplingSettings(temperature=0.0, max_tokens=max_tokens, seed=seed))
             if greedy
             else None
         ),
     )
+
+
+def distinct(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems, each once; R1labError where different ones share an id."""
+    by_id: dict[str, Problem] = {}
+    for problem in problems:
+        known = by_id.setdefault(problem.id, problem)
+        if (known.question, known.answer) != (problem.question, problem.answer):
+            raise R1labError(
+                f"two problems have the id {problem.id!r} ({known.question!r:.60} and "
+                f"{problem.question!r:.60}); give each an id of its own"
+            )
+    return list(by_id.values())
 
 
 def judge(
@@ -119,52 +136,72 @@ def judge(
     settings: EvaluationSettings,
     max_tokens: int,
     step: int | None = None,
-    group_by: Callable[[str], Hashable] = same_text,
 ) -> EvalResult:
     """The figures of judged samples. A sample is right where its accuracy part reaches 1.
 
-    `group_by` says which answers are equal when votes are counted. Raises R1labError where not one
-    sample could be judged: there is nothing to report then.
+    Raises R1labError where not one sample could be judged: there is nothing to report then.
     """
+    problems = problem_results(asked, verifiers)
+    completions = [c for scored in asked.sampled for c in scored.rollout.completions]
+    result = result_of(
+        problems, accuracy=verifiers.accuracy, template=template.name, settings=settings,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+    version = completions[0].weight_version if completions else None
+    return replace(result, step=step, weight_version=version)
+
+
+def problem_results(
+    asked: Asked, verifiers: Verifiers, *, keep_tokens: bool = False
+) -> tuple[ProblemResult, ...]:
+    """The judged samples problem by problem, equal answers grouped as the verifier sees them."""
     accuracy = verifiers.accuracy
-    problems = tuple(_problem(scored, accuracy) for scored in asked.sampled)
-    if asked.greedy is not None:
-        problems = tuple(
-            _with_greedy(problem, scored, accuracy)
-            for problem, scored in zip(problems, asked.greedy, strict=True)
-        )
+    groups = answer_groups(asked.sampled, verifiers)
+    problems = tuple(
+        _problem(scored, of_problem, accuracy, keep_tokens)
+        for scored, of_problem in zip(asked.sampled, groups, strict=True)
+    )
+    if asked.greedy is None:
+        return problems
+    return tuple(
+        replace(problem, greedy=_greedy(problem, scored, accuracy))
+        for problem, scored in zip(problems, asked.greedy, strict=True)
+    )
+
+
+def result_of(
+    problems: Sequence[ProblemResult],
+    *,
+    accuracy: str,
+    template: str,
+    settings: EvaluationSettings,
+    max_tokens: int,
+) -> EvalResult:
+    """The figures of problems whose samples are judged; R1labError where none of them is."""
     _refuse_if_nothing_was_judged(problems, accuracy)
     sets = {name: [p for p in problems if p.source == name] for name in _sources(problems)}
     greedy = [ProblemResult(p.id, p.source, p.question, p.answer, (p.greedy,))
               for p in problems if p.greedy is not None]  # fmt: skip
-    completions = [c for scored in asked.sampled for c in scored.rollout.completions]
+    k, seed = settings.num_samples, settings.seed
     return EvalResult(
-        step=step,
-        weight_version=completions[0].weight_version if completions else None,
-        template=template.name,
+        step=None,
+        weight_version=None,
+        template=template,
         accuracy=accuracy,
-        k=settings.num_samples,
+        k=k,
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_tokens=max_tokens,
-        seed=settings.seed,
+        seed=seed,
         level=LEVEL,
-        overall=summarise(problems, settings.num_samples, settings.seed, group_by),
-        greedy=summarise(greedy, 1, settings.seed, group_by) if greedy else None,
-        by_source={
-            name: summarise(of_source, settings.num_samples, settings.seed, group_by)
-            for name, of_source in sets.items()
-        },
-        problems=problems,
+        overall=summarise(problems, k, seed),
+        greedy=summarise(greedy, 1, seed) if greedy else None,
+        by_source={name: summarise(of_source, k, seed) for name, of_source in sets.items()},
+        problems=tuple(problems),
     )
 
 
-def summarise(
-    problems: Sequence[ProblemResult],
-    k: int,
-    seed: int,
-    group_by: Callable[[str], Hashable] = same_text,
-) -> Scores:
+def summarise(problems: Sequence[ProblemResult], k: int, seed: int) -> Scores:
     """The figures of a set of problems that were sampled k times each.
 
     Samples that no verdict tells right or wrong are left out of accuracy, and a problem without a
@@ -172,12 +209,13 @@ def summarise(
     """
     judged = [p for p in problems if any(s.correct is not None for s in p.samples)]
     ks = [2**i for i in range(k.bit_length())]
-    rows = [_figures(problem, ks, group_by) for problem in judged]
+    rows = [_figures(problem, ks) for problem in judged]
     names = list(rows[0]) if rows else []
     table = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
     estimates: dict[str, Estimate | None] = {}
     if rows:
-        found = bootstrap(table[:, :, 0], table[:, :, 1], seed=seed)
+        shares = [name.startswith("pass_at_") or name in SHARES for name in names]
+        found = bootstrap(table[:, :, 0], table[:, :, 1], seed=seed, shares=shares)
         estimates = dict(zip(names, found, strict=True))
     at_k = {str(size): estimates.get(f"pass_at_{size}") for size in ks}
     samples = [sample for problem in problems for sample in problem.samples]
@@ -192,13 +230,12 @@ def summarise(
 
 FIGURES = (
     "pass_at_1", "cons_at_k", "reward", "format", "length", "length_right", "length_wrong",
-    "truncated", "unanswered",
+    "truncated", "unanswered", "unparsable",
 )  # fmt: skip
+SHARES = ("cons_at_k", "format", "truncated", "unanswered", "unparsable")
 
 
-def _figures(
-    problem: ProblemResult, ks: Sequence[int], group_by: Callable[[str], Hashable]
-) -> dict[str, tuple[float, float]]:
+def _figures(problem: ProblemResult, ks: Sequence[int]) -> dict[str, tuple[float, float]]:
     """What one problem adds to the numerator and the denominator of each figure."""
     samples = problem.samples
     judged = [sample for sample in samples if sample.correct is not None]
@@ -210,7 +247,7 @@ def _figures(
     def share(count: int) -> tuple[float, float]:
         return count / len(samples), 1.0
 
-    majority = maj_at_k([s.answer for s in judged], [bool(s.correct) for s in judged], group_by)
+    majority = maj_at_k([s.group for s in judged], [bool(s.correct) for s in judged])
     return {
         **{f"pass_at_{k}": (pass_at_k(n, c, k), 1.0) if k <= n else (0.0, 0.0) for k in ks},
         "cons_at_k": (majority, 1.0),
@@ -221,27 +258,43 @@ def _figures(
         "length_wrong": (sum(s.length for s in wrong), len(wrong)),
         "truncated": share(sum(s.finish_reason == "length" for s in samples)),
         "unanswered": share(sum(s.answer is None for s in samples)),
+        "unparsable": share(sum(not s.readable for s in samples)),
     }
 
 
-def _problem(scored: Scored, accuracy: str) -> ProblemResult:
+def _problem(
+    scored: Scored, groups: Sequence[int | None], accuracy: str, keep_tokens: bool
+) -> ProblemResult:
     problem = scored.rollout.problem
-    samples = zip(scored.rollout.completions, scored.outcomes, strict=True)
-    return ProblemResult(
-        problem.id,
-        problem.source,
-        problem.question,
-        problem.answer,
-        tuple(_sample(completion, outcome, accuracy) for completion, outcome in samples),
+    rows = zip(scored.rollout.completions, scored.outcomes, groups, strict=True)
+    samples = tuple(
+        replace(
+            _sample(completion, outcome, accuracy),
+            group=group,
+            token_ids=completion.token_ids if keep_tokens else None,
+        )
+        for completion, outcome, group in rows
     )
+    judged = [sample for sample in samples if sample.correct is not None]
+    majority = maj_at_k([s.group for s in judged], [bool(s.correct) for s in judged])
+    return ProblemResult(
+        problem.id, problem.source, problem.question, problem.answer, samples,
+        majority=majority if judged else None,
+    )  # fmt: skip
 
 
-def _with_greedy(problem: ProblemResult, scored: Scored, accuracy: str) -> ProblemResult:
+def _greedy(problem: ProblemResult, scored: Scored, accuracy: str) -> Sample:
     assert scored.rollout.problem.id == problem.id
-    (sample,) = _problem(scored, accuracy).samples
-    return ProblemResult(
-        problem.id, problem.source, problem.question, problem.answer, problem.samples, sample
-    )
+    (pair,) = zip(scored.rollout.completions, scored.outcomes, strict=True)
+    sample = _sample(*pair, accuracy)
+    return replace(sample, group=_alone(sample))
+
+
+def _alone(sample: Sample) -> int | None:
+    """The group of an answer that stands alone: right, wrong, or none."""
+    if sample.correct is None or not sample.readable:
+        return None
+    return 0 if sample.correct else 1
 
 
 def _sample(completion: Completion, outcome: Outcome, accuracy: str) -> Sample:
@@ -261,6 +314,7 @@ def _sample(completion: Completion, outcome: Outcome, accuracy: str) -> Sample:
         finish_reason=completion.finish_reason,
         # As the format reward has it: what was cut off is not known to end there.
         well_formed=whole.well_formed and completion.finish_reason != "length",
+        readable=is_readable(completion, outcome, accuracy),
     )
 
 

@@ -103,6 +103,24 @@ class Verifiers:
                         values.setdefault(name, []).append(outcome.parts[name])
         return {name: fmean(values[name]) for name in sorted(values)}
 
+    @property
+    def can_compare(self) -> bool:
+        """Whether `judge_answers` may be asked often: the accuracy reward runs behind the wall, one
+        response at a time."""
+        index = self.names.index(self.accuracy)
+        reward = self._rewards[index]
+        return self._settings[index].isolate and (reward is None or reward.style == "single")
+
+    def judge_answers(self, items: Sequence[Item]) -> list[Outcome]:
+        """What the accuracy reward alone says of each item, its score under `accuracy`."""
+        outcomes = self._run(self.names.index(self.accuracy), items)
+        return [
+            outcome
+            if isinstance(outcome, Fault)
+            else Verdict(outcome.score, outcome.reason, _parts(self.accuracy, outcome))
+            for outcome in outcomes
+        ]
+
     def _run(self, index: int, items: Sequence[Item]) -> list[Outcome]:
         """The outcomes of one reward, in order."""
         reward = self._rewards[index]
