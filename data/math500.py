@@ -7,16 +7,14 @@ from the hub. `levels` keeps some of the levels of difficulty, 1 to 5.
 
 from __future__ import annotations
 
-from r1lab.tables import place_of, read_rows
+from r1lab.published import place_of, read_rows
 from r1lab.types import Problem
 
 HUB = "HuggingFaceH4/MATH-500"
 LEVELS = (1, 2, 3, 4, 5)
 
 
-def load(
-    split: str, *, path: str | None = None, levels: tuple[int, ...] = LEVELS
-) -> list[Problem]:
+def load(split: str, *, path: str | None = None, levels: tuple[int, ...] = LEVELS) -> list[Problem]:
     """All problems of those levels, in the set's order; there is a test split only."""
     if split != "test":
         raise ValueError("MATH-500 is a test set: train on something else")

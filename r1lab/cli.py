@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1lab import __version__, cli_report, cli_rewards
+from r1lab import __version__, cli_eval, cli_report, cli_rewards
 from r1lab.cli_preflight import preflight
 from r1lab.doctor.command import add_doctor_options, doctor
 from r1lab.types import R1labError
@@ -91,13 +90,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="sample a few groups and say whether this run can learn (exit code 0) or not (4)",
     )  # fmt: skip
 
-    evaluate = _add_command(commands, "eval", _evaluate, "score a model on held-out problems")
-    _add_recipe(evaluate)
-    evaluate.add_argument("--json", metavar="FILE", help="write all figures and samples there")
-    evaluate.epilog = (
-        "The model of the recipe is scored; another one with --model.path FOLDER, and a run's\n"
-        "settings with its folder in place of RECIPE."
+    evaluate = _add_command(commands, "eval", cli_eval.evaluate, "score a model on a suite")
+    cli_eval.add_eval_options(evaluate)
+
+    compare = _add_command(
+        commands, "compare", cli_eval.compare, "set results of r1lab eval against each other"
     )
+    cli_eval.add_compare_options(compare)
 
     pretrain = _add_command(commands, "pretrain", _pretrain, "pre-train a small base from nothing")
     _add_recipe(pretrain)
@@ -251,30 +250,6 @@ def _draw(folder: Path) -> None:
     if run.metrics() or run.evals():
         draw_curves(run)
         write_report([run])
-
-
-def _evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
-    from r1lab.recipe import TrainRecipe
-    from r1lab.recipe_io import load_recipe
-
-    recipe = load_recipe(options.recipe, overrides, schema=TrainRecipe)
-    _check(recipe, dry_run=options.dry_run, writes=False)
-    if options.dry_run:
-        _print_resolved(recipe)
-        settings = recipe.evaluation
-        print(
-            f"\nwould score {recipe.model.path} on {settings.num_problems} held-out problems x "
-            f"{settings.num_samples} samples"
-        )
-        return 0
-    from r1lab.evaluate.standalone import evaluate_recipe
-
-    result = evaluate_recipe(recipe)
-    if options.json:
-        Path(options.json).write_text(json.dumps(result.as_dict(), indent=1) + "\n")
-    for name, value in result.headline().items():
-        print(f"{name:16} {'none' if value is None else f'{value:.4f}'}")
-    return 0
 
 
 def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:

@@ -107,7 +107,9 @@ class Template:
     def read(self, completion_text: str) -> Response:
         """Take the completion apart, read together with the prefix that stands in the prompt."""
         whole = self.prefix + completion_text
-        return read_response(whole) if self.answer_in == "tags" else read_plain(whole, self.answer_in)
+        return (
+            read_response(whole) if self.answer_in == "tags" else read_plain(whole, self.answer_in)
+        )
 
 
 TEMPLATES = {

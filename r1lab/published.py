@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from r1lab.hints import missing
-from r1lab.problems import TABLES, read_table
+from r1lab.tables import TABLES, read_table
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FOLDER = "R1LAB_DATASETS"

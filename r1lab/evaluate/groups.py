@@ -1,6 +1,6 @@
 """Which answers to a problem are equal: the question of every vote, put to the verifier itself.
 
-Text does not tell: `1/2`, `0.5` and `\\frac{1}{2}` are three strings and one answer. So an answer is
+Text does not tell: `1/2`, `0.5` and `\\frac12` are three strings and one answer. So an answer is
 handed to the problem's verifier in the place of the gold answer, and another one is equal to it
 where the verifier says so. Right answers are one group by their verdicts. A verifier that does not
 look at the gold answer (countdown's, which computes) finds wrong answers equal to none: they are

@@ -118,9 +118,7 @@ def student_cdf(t: float, freedom: float) -> float:
     """P(T <= t) of Student's t, by the regularised incomplete beta function."""
     from mpmath import betainc
 
-    tail = float(
-        betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) / 2
-    )
+    tail = float(betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) / 2)
     return tail if t < 0 else 1 - tail
 
 

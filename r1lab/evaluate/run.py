@@ -77,9 +77,9 @@ def ask(
 ) -> Asked:
     """Sample and score; a problem that comes twice is asked once.
 
-    Two different problems with one id are refused: nobody could tell their figures apart. `encode` makes token ids of a prompt, as in training. With several processes, each asks its
-    share of the problems, and the shares are joined before `judge`. Samples of the same seed are
-    the same samples.
+    Two different problems with one id are refused: nobody could tell their figures apart. `encode`
+    makes token ids of a prompt, as in training. With several processes, each asks its share of the
+    problems, and the shares are joined before `judge`. Samples of the same seed are the same.
     """
     unique = distinct(problems)
     prompts = [tuple(encode(template.prompt(problem.question))) for problem in unique]
@@ -143,10 +143,12 @@ def judge(
     """
     problems = problem_results(asked, verifiers)
     completions = [c for scored in asked.sampled for c in scored.rollout.completions]
+    sampling = SamplingSettings(
+        settings.num_samples, settings.temperature, settings.top_p, max_tokens, seed=settings.seed
+    )
     result = result_of(
-        problems, accuracy=verifiers.accuracy, template=template.name, settings=settings,
-        max_tokens=max_tokens,
-    )  # fmt: skip
+        problems, accuracy=verifiers.accuracy, template=template.name, sampling=sampling
+    )
     version = completions[0].weight_version if completions else None
     return replace(result, step=step, weight_version=version)
 
@@ -174,24 +176,23 @@ def result_of(
     *,
     accuracy: str,
     template: str,
-    settings: EvaluationSettings,
-    max_tokens: int,
+    sampling: SamplingSettings,
 ) -> EvalResult:
     """The figures of problems whose samples are judged; R1labError where none of them is."""
     _refuse_if_nothing_was_judged(problems, accuracy)
     sets = {name: [p for p in problems if p.source == name] for name in _sources(problems)}
     greedy = [ProblemResult(p.id, p.source, p.question, p.answer, (p.greedy,))
               for p in problems if p.greedy is not None]  # fmt: skip
-    k, seed = settings.num_samples, settings.seed
+    k, seed = sampling.num_samples, sampling.seed or 0
     return EvalResult(
         step=None,
         weight_version=None,
         template=template,
         accuracy=accuracy,
         k=k,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_tokens=max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
         seed=seed,
         level=LEVEL,
         overall=summarise(problems, k, seed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +51,33 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> P
     with torch.random.fork_rng(), _targets_taken_literally():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def merged_folder(
+    adapter: Path, target: Path, *, dtype: str = "bfloat16", base: str | None = None
+) -> Path:
+    """Write the base with a saved adapter's update added as an ordinary folder, `target`.
+
+    `base` stands for the base that adapter_config.json names. Raises RecipeError.
+    """
+    import json
+
+    from peft import PeftModel
+
+    from r1lab.model.load import load_base
+    from r1lab.model.weights import save_checkpoint_folder
+    from r1lab.recipe import ModelSettings
+
+    named = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    if not (base or named):
+        raise RecipeError(f"{adapter}: its adapter_config.json names no base")
+    model, tokenizer, _ = load_base(ModelSettings(path=base or named, dtype=dtype))
+    with _targets_taken_literally():
+        adapted = PeftModel.from_pretrained(model, adapter)
+    partial = target.with_name(f"{target.name}.partial")
+    save_checkpoint_folder(adapted, tokenizer, partial)
+    partial.rename(target)
+    return target
 
 
 @contextmanager

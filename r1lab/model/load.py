@@ -47,16 +47,26 @@ def load_base(
     """
     import torch
 
-    dtype: torch.dtype = getattr(torch, settings.dtype)
+    config, tokenizer, folder = prepare_base(settings, cache=cache)
+    with _unreadable(settings.path, "its weights do not load"):
+        model = load_model(folder, config, getattr(torch, settings.dtype))
+    return model, tokenizer, folder
+
+
+def prepare_base(
+    settings: ModelSettings, *, cache: str | Path | None = None
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Path]:
+    """`load_base` without the model: (configuration, tokenizer, folder), for who samples only."""
+    import torch
+
     folder = resolve_folder(settings.path)
     if settings.gguf_file is not None:
-        folder = _dequantise(folder, settings, Path(cache) if cache else _default_cache(), dtype)
+        place = Path(cache) if cache else _default_cache()
+        folder = _dequantise(folder, settings, place, getattr(torch, settings.dtype))
     config = load_config(folder, settings.path)
     tokenizer = _load_tokenizer(folder, settings.path)
     check_base(config, tokenizer, settings.path)
-    with _unreadable(settings.path, "its weights do not load"):
-        model = load_model(folder, config, dtype)
-    return model, tokenizer, folder
+    return config, tokenizer, folder
 
 
 def load_model(

@@ -20,7 +20,14 @@ OPTIONS = {
         *("--debug", "--dry-run", "--help", "--keys", "--preflight", "--resume"),
         *("-h", "RECIPE"),
     ],
-    "eval": ["--debug", "--dry-run", "--help", "--json", "--keys", "-h", "RECIPE"],
+    "eval": [
+        *("--against", "--budgets", "--columns", "--debug", "--dry-run", "--dtype", "--engine"),
+        *("--gguf-file", "--grader", "--greedy", "--help", "--json", "--k", "--kv-cache-gib"),
+        *("--list", "--max-tokens", "--num", "--out", "--path", "--seed", "--served-model"),
+        *("--settings", "--shots", "--suite", "--temperature", "--template", "--top-p"),
+        *("--trained-on", "-h", "MODEL"),
+    ],
+    "compare": ["--debug", "--help", "--with", "-h", "FIRST"],
     "pretrain": ["--debug", "--dry-run", "--help", "--keys", "-h", "RECIPE"],
     "verify": [
         *("--columns", "--debug", "--full", "--help", "--json", "--memory-mib", "--no-isolate"),

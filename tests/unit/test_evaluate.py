@@ -7,13 +7,26 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from records import COMPACT, completion, problem
 
-from r1lab.evaluate import Asked, bootstrap, evaluate, judge, maj_at_k, pass_at_k
-from r1lab.evaluate.intervals import mean_interval
+from r1lab.evaluate import (
+    Asked,
+    Estimate,
+    across_seeds,
+    bootstrap,
+    compare,
+    evaluate,
+    judge,
+    maj_at_k,
+    pass_at_k,
+)
+from r1lab.evaluate.compare import across_runs
+from r1lab.evaluate.groups import answer_groups
+from r1lab.evaluate.intervals import student_quantile
 from r1lab.prompts import Template
 from r1lab.recipe import EvaluationSettings, RewardSettings
 from r1lab.types import Completion, Fault, R1labError, Rollout, SamplingSettings, Scored, Verdict
@@ -51,24 +64,58 @@ def test_pass_at_k_refuses_nonsense(n: int, c: int, k: int) -> None:
         (["2", "3"], 0.0),
         (["1", None, None, None], 1.0),  # no answer never wins
         ([None, None], 0.0),
-        (["1 ", " 1", "2"], 1.0),  # white space is no difference
         ([], 0.0),
     ],
 )
 def test_maj_at_k(answers: list[str | None], expected: float) -> None:
-    correct = [answer is not None and answer.strip() == "1" for answer in answers]
+    correct = [answer == "1" for answer in answers]
     for order in itertools.permutations(range(len(answers))):
         result = maj_at_k([answers[i] for i in order], [correct[i] for i in order])
         assert result == pytest.approx(expected)
 
 
-def test_maj_at_k_groups_by_what_it_is_told() -> None:
-    answers, correct = ["1/2", "0.5", "2", "2", "0.50"], [True, True, False, False, True]
-    assert maj_at_k(answers, correct) == 0.0
-    assert maj_at_k(answers, correct, group_by=lambda a: {"1/2": 0.5}.get(a) or float(a)) == 1.0
+def group_of(gold: str, answers: Sequence[str | None], correct: Sequence[bool]) -> list[int | None]:
+    """The groups of answers to a problem that the maths checker judges."""
+    texts = ["so </think> nothing" if a is None else says(a) for a in answers]
+    outcomes = [
+        Verdict(float(right), "no answer" if answer is None else "", {"accuracy": float(right)})
+        for answer, right in zip(answers, correct, strict=True)
+    ]
+    asked = Rollout(
+        problem(answer=gold, verifier="math"), (1,), tuple(completion(text) for text in texts)
+    )
+    verifiers = Verifiers([RewardSettings(reward="problem")], template=COMPACT)
+    (groups,) = answer_groups([Scored(asked, tuple(outcomes))], verifiers)
+    return groups
+
+
+def test_answers_are_grouped_as_the_verifier_sees_them() -> None:
+    answers = ["1/2", "2", None, "0.5", "2.0", "\\frac{4}{2}", "3", "3 "]
+    correct = [True, False, False, True, False, False, False, False]
+    groups = group_of("1/2", answers, correct)
+    assert groups == [0, 1, None, 0, 1, 1, 2, 2]
+    assert maj_at_k(groups, correct) == 0.0  # as strings, 1/2 and 2 would be tied with 3
+    assert maj_at_k(answers, correct) == pytest.approx(2 / 7)  # seven strings, one vote each
+
+
+def test_a_verifier_that_computes_groups_wrong_answers_by_text() -> None:
+    game = problem(verifier="countdown", answer="3 + 4", metadata={"numbers": [3, 4], "target": 7})
+    texts = ["4 + 3", "3 + 4", "4 - 3", "4  -  3", "3 - 4"]
+    right = [True, True, False, False, False]
+    outcomes = tuple(Verdict(float(r), "", {"accuracy": float(r)}) for r in right)
+    asked = Rollout(game, (1,), tuple(completion(says(text)) for text in texts))
+    verifiers = Verifiers([RewardSettings(reward="problem")], template=COMPACT)
+    assert answer_groups([Scored(asked, outcomes)], verifiers) == [[0, 0, 1, 1, 2]]
 
 
 # ------------------------------------------------------------------------------- intervals
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> Estimate:
+    column = np.asarray(values, dtype=np.float64)[:, None]
+    (estimate,) = bootstrap(column, np.ones_like(column), seed=seed, shares=[True])
+    assert estimate is not None
+    return estimate
 
 
 def test_interval_covers_at_its_rate() -> None:
@@ -89,6 +136,24 @@ def test_samples_of_a_problem_stay_together() -> None:
     assert clustered.high - clustered.low > 0.5
 
 
+def test_all_wrong_is_not_certainly_zero() -> None:
+    none_right = mean_interval([0.0] * 30)
+    assert (none_right.value, none_right.low) == (0.0, 0.0)
+    assert none_right.high == pytest.approx(1 - 0.025 ** (1 / 30))  # Clopper and Pearson
+    all_right = mean_interval([1.0] * 30)
+    assert all_right.low == pytest.approx(1 - none_right.high)
+
+
+@pytest.mark.parametrize(
+    ("chance", "freedom", "expected"),
+    [(0.975, 1, 12.7062), (0.975, 2, 4.30265), (0.975, 29, 2.04523), (0.05, 10, -1.81246)],
+)
+def test_students_quantiles_are_those_of_the_tables(
+    chance: float, freedom: float, expected: float
+) -> None:
+    assert student_quantile(chance, freedom) == pytest.approx(expected, rel=1e-5)
+
+
 def test_ratio_figures() -> None:
     num = np.array([[10.0, 0.0], [30.0, 0.0]])
     den = np.array([[1.0, 0.0], [3.0, 0.0]])
@@ -104,6 +169,74 @@ def test_same_seed_same_interval() -> None:
     values = [draw.random() for _ in range(30)]
     assert mean_interval(values, seed=3) == mean_interval(values, seed=3)
     assert mean_interval(values, seed=3) != mean_interval(values, seed=4)
+
+
+# ------------------------------------------------------------------------------ comparison
+
+
+def result(shares: Sequence[float], k: int = 4, suite: str = "sums") -> dict[str, Any]:
+    """A result as it stands in a file: each problem with this share of k samples right."""
+    problems = [
+        {
+            "id": f"p{i}", "question": f"{i} + 1", "majority": float(share > 0.5),
+            "samples": [{"correct": j < round(share * k), "length": 10 + i} for j in range(k)],
+        }
+        for i, share in enumerate(shares)
+    ]  # fmt: skip
+    return {"suite": suite, "k": k, "problems": problems}
+
+
+def test_pairing_sees_what_two_intervals_side_by_side_do_not() -> None:
+    draw = np.random.default_rng(0)
+    base = draw.choice([0.0, 0.25, 0.5, 0.75], size=60)
+    better = base + 0.25 * (draw.random(60) < 0.5)
+    by_figure = {d.figure: d for d in compare([result(base)], [result(better)])}
+    gain = by_figure["pass_at_1"]
+    assert gain.value == pytest.approx(better.mean() - base.mean())
+    assert 0 < gain.low < gain.value < gain.high
+    assert gain.p_value < 1e-3
+    assert mean_interval(list(base)).high > mean_interval(list(better)).low
+    assert by_figure["length"].value == 0
+    assert str(gain).count("[") == 1 and "p = " in str(gain)
+
+
+def test_no_difference_is_none() -> None:
+    draw = np.random.default_rng(1)
+    one, two = (draw.choice([0.0, 0.5, 1.0], size=50) for _ in range(2))
+    (gap, *_) = compare([result(one)], [result(two)])
+    assert gap.low < 0 < gap.high and gap.p_value > 0.05
+    same = compare([result(one)], [result(one)])[0]
+    assert (same.value, same.p_value) == (0.0, 1.0)
+    assert same.low < 0 < same.high  # that they never differ is not certain either
+
+
+@pytest.mark.parametrize("second", [[0.5], []])
+def test_a_difference_without_an_interval_is_refused(second: list[float]) -> None:
+    with pytest.raises(R1labError, match=r"interval|each side"):
+        compare([result([0.5, 1.0])], [result(second)] if second else [])
+
+
+def test_problems_are_matched_by_what_they_ask() -> None:
+    other = result([0.5, 1.0, 0.0])
+    for row in other["problems"]:
+        row["question"] += " ?"
+    with pytest.raises(R1labError, match="0 problems"):
+        compare([result([0.5, 1.0, 0.0])], [other])
+
+
+def test_few_runs_make_wide_intervals() -> None:
+    draw = np.random.default_rng(2)
+    problems = draw.beta(2, 2, size=100)
+    runs = [np.clip(problems + shift, 0, 1) for shift in (-0.1, 0.0, 0.12)]
+    one = across_seeds([result(list(run), k=100) for run in runs])
+    alone = mean_interval(list(runs[1]))
+    assert one.high - one.low > alone.high - alone.low
+    with pytest.raises(R1labError, match="two results"):
+        across_seeds([result([0.5, 0.5])])
+    values = np.array([[0.5, 0.7], [0.5, 0.7]])
+    assert across_runs(values).value == pytest.approx(0.6)
+    gap = compare([result(list(r), k=100) for r in runs], [result(list(r), k=100) for r in runs])
+    assert gap[0].num_runs == (3, 3) and gap[0].value == pytest.approx(0) and gap[0].p_value > 0.9
 
 
 # ------------------------------------------------------------------------- an evaluation
@@ -176,13 +309,14 @@ def test_evaluate(verifiers: Verifiers) -> None:
     assert (overall.num_problems, overall.num_samples, overall.num_faults) == (2, 8, 1)
     value = {name: getattr(overall, name).value for name in (
         "pass_at_1", "cons_at_k", "format", "length", "length_right", "length_wrong",
-        "truncated", "unanswered", "reward",
+        "truncated", "unanswered", "unparsable", "reward",
     )}  # fmt: skip
     assert value["pass_at_1"] == pytest.approx((2 / 4 + 1 / 3) / 2)
     assert value["cons_at_k"] == pytest.approx((1 + 0) / 2)
     assert value["reward"] == pytest.approx((2 / 4 + 1 / 3) / 2)
     assert value["format"] == pytest.approx((3 / 4 + 1) / 2)
     assert value["truncated"] == value["unanswered"] == pytest.approx(1 / 8)
+    assert value["unparsable"] == pytest.approx(1 / 8)
     assert value["length_right"] == pytest.approx((5 + 5 + 7) / 3)
     assert value["length_wrong"] == pytest.approx((5 + 4 + 5 + 5) / 4)
     assert overall.pass_at_k["1"] == overall.pass_at_1
@@ -246,3 +380,26 @@ def test_a_problem_without_a_judged_sample_is_left_out(verifiers: Verifiers) -> 
     assert result.overall.num_faults == 1
     assert result.overall.pass_at_1 is not None
     assert result.overall.pass_at_1.value == 0.5
+
+
+def test_different_problems_of_one_id_are_refused(verifiers: Verifiers) -> None:
+    with pytest.raises(R1labError, match="two problems have the id 'p0'"):
+        evaluate(
+            ScriptedSampler([]), [problem(0), problem(0, question="2 + 2")], verifiers,
+            encode=encode, template=COMPACT, settings=SETTINGS, max_tokens=20,
+        )  # fmt: skip
+
+
+def test_each_process_of_a_launch_draws_its_own_samples(
+    verifiers: Verifiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        sampler = ScriptedSampler([[says("1")] * 4])
+        evaluate(
+            sampler, [problem(0)], verifiers, encode=encode, template=COMPACT, settings=SETTINGS,
+            max_tokens=20,
+        )  # fmt: skip
+        seeds.append(sampler.calls[0][1].seed)
+    assert seeds[0] == SETTINGS.seed != seeds[1]

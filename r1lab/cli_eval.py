@@ -1,0 +1,316 @@
+"""The commands about evaluation: `r1lab eval` and `r1lab compare`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1lab.types import R1labError, RecipeError
+
+if TYPE_CHECKING:
+    from r1lab.evaluate.standalone import EvalOptions
+    from r1lab.recipe_io import Override
+
+Result = Mapping[str, Any]
+_FIGURES = (
+    "pass_at_1", "cons_at_k", "reward", "format", "length", "truncated", "unanswered", "unparsable",
+)  # fmt: skip
+
+
+def add_eval_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `r1lab eval`."""
+    parser.usage = f"{parser.prog} MODEL [--suite NAME] [options] [--section.key VALUE ...]"
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?",
+        help="a run folder (its trained model), a recipe (its base), a checkpoint, an adapter, a "
+        "model's folder, a shipped base, a hub name, or the URL of a running server",
+    )  # fmt: skip
+    add = parser.add_argument
+    add(
+        "--suite", action="append", default=[], metavar="NAME",
+        help="what to ask (may be repeated); default: held-out problems of a run or recipe",
+    )  # fmt: skip
+    add("--list", action="store_true", help="list the suites, and exit")
+    add("--path", metavar="PLACE", help="where the suite's data lie: folder, file or hub name")
+    add("--columns", metavar="NAMES", help="of a table: question=its column,answer=its column")
+    add("--settings", choices=["paper"], help="temperature 0.6, top-p 0.95, k 64 or 16")
+    add("--k", type=int, help="samples of each problem (4; as the recipe says for held-out ones)")
+    add("--num", type=int, help="problems (default: all of a finite suite, else 240)")
+    add("--temperature", type=float, help="of sampling (1.0); 0 is greedy")
+    add("--top-p", type=float, help="of sampling (1.0)")
+    add("--max-tokens", type=int, help="of a response (the suite's own)")
+    add("--seed", type=int, default=1234, help="of the problems and of sampling (1234)")
+    add(
+        "--template", default="auto", metavar="NAME",
+        help="auto, chat, few-shot, r1-zero, compact, plain (auto: as trained, else the chat "
+        "template, else R1-Zero's)",
+    )  # fmt: skip
+    add("--shots", type=int, default=0, help="solved examples before the question (0)")
+    add("--greedy", action="store_true", help="one greedy answer to each problem as well")
+    add("--budgets", metavar="TOKENS", help="also cut the thinking after so many: 32,64,128")
+    add("--grader", metavar="REWARD", help="judge with this reward as well (math_verify)")
+    add("--trained-on", metavar="WHAT", help="a run, recipe or table: look for it in the suite")
+    add(
+        "--against", action="append", default=[], metavar="FILE",
+        help="a result to compare with (repeated: runs of other seeds)",
+    )  # fmt: skip
+    add("--engine", choices=["vllm", "transformers"], help="that samples (vllm)")
+    add("--dtype", choices=["bfloat16", "float32"], help="of the weights (bfloat16)")
+    add("--gguf-file", metavar="FILE", help="in MODEL, when it holds a GGUF")
+    add("--kv-cache-gib", type=float, help="vLLM's cache on the CPU (1)")
+    add("--served-model", metavar="NAME", help="of a server that serves several")
+    add("--out", metavar="FOLDER", help="of the results (default: RUN/evals, or evals/MODEL)")
+    add("--json", metavar="FILE", help="write the result there too (one suite)")
+    add("--dry-run", action="store_true", help="check everything, say what would be done, stop")
+    parser.epilog = (
+        "Every figure stands with its 95% interval over problems. An interrupted evaluation goes\n"
+        "on where it stopped when it is called again. docs/evaluation.md says what figures mean."
+    )
+
+
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `r1lab compare`."""
+    parser.set_defaults(takes_overrides=False)
+    parser.add_argument("first", metavar="FIRST", nargs="+", help="results, or folders of results")
+    parser.add_argument(
+        "--with", dest="second", metavar="SECOND", nargs="+", required=True,
+        help="results of the same suites to set against them",
+    )  # fmt: skip
+    parser.epilog = (
+        "Files of one suite on a side are taken for runs that differ by their seed. A difference\n"
+        "is always printed with its interval and p-value, paired by problem."
+    )
+
+
+def evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
+    """`r1lab eval MODEL`."""
+    from r1lab.evaluate.suites import suite_names
+
+    if options.list:
+        print("\n".join(suite_names()))
+        return 0
+    if options.model is None:
+        raise R1labError("eval: name a MODEL (see r1lab eval --help)")
+    chosen = _chosen(options)
+    against = _results_of(options.against)
+    if options.json:
+        _check_writable(options.json, len(chosen.suites))
+    if importlib.util.find_spec("torch") is None:
+        raise RecipeError("torch is not installed here; install r1lab's extra [cpu] or [gpu]")
+    from r1lab.evaluate.standalone import evaluate_target, prepare_target
+    from r1lab.evaluate.target import find_target
+
+    target = find_target(options.model, overrides)
+    if options.dry_run:
+        for line in prepare_target(target, chosen):
+            print(line)
+        return 0
+    progress = _Progress()
+    try:
+        done = evaluate_target(target, chosen, progress)
+    finally:
+        progress.close()
+    for path, result in done:
+        print_result(result)
+        print(f"  {path}")
+        if options.json:
+            from r1lab.evaluate.store import write_json
+
+            write_json(Path(options.json), result)
+        others = [other for other in against if other.get("suite") == result.get("suite")]
+        if against and not others and len(done) == 1:
+            others = against
+        if others:
+            print_comparison(others, [result])
+    return 0
+
+
+def compare(options: argparse.Namespace, _: object) -> int:
+    """`r1lab compare FIRST ... --with SECOND ...`."""
+    first, second = _results_of(options.first), _results_of(options.second)
+    suites = list(dict.fromkeys(result.get("suite") for result in first))
+    shared = [s for s in suites if any(result.get("suite") == s for result in second)]
+    if not shared:
+        raise R1labError(
+            f"nothing to compare: suites {', '.join(map(str, suites))} against "
+            f"{', '.join(sorted({str(result.get('suite')) for result in second}))}"
+        )
+    for suite in shared:
+        sides = [[r for r in side if r.get("suite") == suite] for side in (first, second)]
+        print(f"{suite or HELD_OUT_OF_A_RUN}:")
+        print_comparison(*sides)
+    return 0
+
+
+HELD_OUT_OF_A_RUN = "held-out"
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """The figures of a result, each with its interval."""
+    overall = result["overall"]
+    name = " ".join(str(result[key]) for key in ("model", "suite") if result.get(key))
+    print(
+        f"{name}: {overall['num_problems']} problems x {result['k']} samples, temperature "
+        f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} "
+        f"tokens, template {result['template']}, seed {result['seed']}"
+    )
+    for figure in _FIGURES:
+        label = (
+            f"cons@{result['k']}" if figure == "cons_at_k" else figure.replace("pass_at_", "pass@")
+        )
+        _print_figure(label, overall[figure])
+    for size, estimate in overall["pass_at_k"].items():
+        if size != "1":
+            _print_figure(f"pass@{size}", estimate)
+    if result.get("greedy"):
+        _print_figure("greedy", result["greedy"]["pass_at_1"])
+    if overall["num_faults"]:
+        print(f"  {overall['num_faults']} samples could not be judged and are left out")
+    _print_extras(result)
+
+
+def _print_extras(result: Mapping[str, Any]) -> None:
+    if found := result.get("contamination"):
+        print(
+            f"  contamination: {found['exact']:.1%} of the questions are among the "
+            f"{found['num_training']:,} of training, {found['overlapping']:.1%} share a run of "
+            f"{found['n']} words"
+        )
+        for name in ("clean", "overlapping"):
+            if found[f"pass_at_1_{name}"]:
+                _print_figure(f"pass@1, {name}", found[f"pass_at_1_{name}"])
+    if found := result.get("second_grader"):
+        gap = found["difference"]
+        _print_figure(found["grader"], found["second"])
+        print(
+            f"  it differs by {gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}], "
+            f"p = {gap['p_value']:.2g}; {len(found['disagreements'])} of {found['num_samples']} "
+            "samples are judged differently"
+        )
+    for point in result.get("budgets", ()):
+        label = f"thinking {point['budget']}"
+        _print_figure(label, point["pass_at_1"], f"at {point['tokens']['value']:.1f} tokens")
+
+
+def _print_figure(label: str, estimate: Mapping[str, float] | None, more: str = "") -> None:
+    if estimate is None:
+        print(f"  {label:18} none")
+        return
+    form = ".1f" if estimate["high"] > 2 else ".4f"
+    value, low, high = (f"{estimate[key]:{form}}" for key in ("value", "low", "high"))
+    print(f"  {label:18} {value} [{low}, {high}] {more}".rstrip())
+
+
+def print_comparison(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
+) -> None:
+    """Differences of the second side against the first, each with interval and p-value."""
+    from r1lab.evaluate.compare import compare as differences
+    from r1lab.evaluate.compare import settings_that_differ
+
+    names = [
+        " + ".join(dict.fromkeys(str(r.get("model")) for r in side)) for side in (first, second)
+    ]
+    print(f"  {names[1]} against {names[0]}:")
+    if other := settings_that_differ(first[0], second[0]):
+        print(f"  not asked alike: {'; '.join(other)}")
+    for difference in differences(first, second):
+        form = ".1f" if difference.figure == "length" else ".4f"
+        print(
+            f"  {difference.figure:10} {difference.first:{form}} -> {difference.second:{form}}  "
+            f"{difference}"
+        )
+
+
+class _Progress:
+    """A bar in a terminal, a line for each chunk elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._suite = ""
+
+    def __call__(self, suite: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            print(f"r1lab eval: {suite} {done}/{total} samples", file=sys.stderr, flush=True)
+            return
+        from tqdm import tqdm
+
+        if suite != self._suite:
+            self.close()
+            self._suite = suite
+            self._bar = tqdm(total=total, unit="sample", desc=suite, dynamic_ncols=True)
+        self._bar.n = done
+        self._bar.refresh()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+
+def _chosen(options: argparse.Namespace) -> EvalOptions:
+    from r1lab.evaluate.standalone import EvalOptions
+
+    for name in ("k", "num", "max_tokens", "kv_cache_gib"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise R1labError(f"--{name.replace('_', '-')}: {value} must be above 0")
+    if options.shots < 0:
+        raise R1labError(f"--shots: {options.shots} must be 0 or more")
+    if options.temperature is not None and options.temperature < 0:
+        raise R1labError(f"--temperature: {options.temperature:g} must be 0 or above")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise R1labError(f"--top-p: {options.top_p:g} must be above 0 and at most 1")
+    return EvalOptions(
+        suites=tuple(dict.fromkeys(options.suite)), path=options.path,
+        columns=_columns(options.columns), paper=options.settings == "paper", k=options.k,
+        num=options.num, temperature=options.temperature, top_p=options.top_p,
+        max_tokens=options.max_tokens, seed=options.seed, template=options.template,
+        shots=options.shots, greedy=options.greedy, engine=options.engine, dtype=options.dtype,
+        gguf_file=options.gguf_file, kv_cache_gib=options.kv_cache_gib,
+        served_model=options.served_model, budgets=_budgets(options.budgets),
+        grader=options.grader, trained_on=options.trained_on, out=options.out,
+    )  # fmt: skip
+
+
+def _columns(text: str | None) -> tuple[tuple[str, str], ...]:
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    for name, told, column in pairs:
+        if name.strip() not in ("question", "answer", "id") or not told or not column:
+            raise R1labError(f"--columns: {text!r}; write question=COLUMN,answer=COLUMN,id=COLUMN")
+    return tuple((name.strip(), column.strip()) for name, _, column in pairs)
+
+
+def _budgets(text: str | None) -> tuple[int, ...]:
+    words = text.split(",") if text else []
+    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise R1labError(f"--budgets: {text!r} must be numbers of tokens: 32,64,128")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _check_writable(file: str, num_suites: int) -> None:
+    """Before any work: figures that cannot be written are work lost."""
+    path = Path(file).expanduser()
+    if num_suites > 1:
+        raise R1labError("--json: one file holds one suite; --out FOLDER takes several")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise R1labError(f"--json: {file} cannot be written (is there a folder {path.parent}?)")
+
+
+def _results_of(places: Sequence[str]) -> list[dict[str, Any]]:
+    """The results in files, and in all files of folders."""
+    from r1lab.evaluate.store import read_result
+
+    files: list[Path] = []
+    for place in places:
+        path = Path(place).expanduser()
+        inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not inside:
+            raise R1labError(f"{place} holds no results (*.json)")
+        files += inside
+    return [read_result(path) for path in files]

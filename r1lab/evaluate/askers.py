@@ -1,0 +1,182 @@
+"""Who is asked: a model in this process, or a running server that speaks OpenAI's protocol.
+
+Both take problems and give their completions in order; what a response is and where its answer
+stands is the template's business. A server counts tokens but keeps them, so its completions have as
+many placeholders (-1) as there were tokens. It draws from its own random stream: vLLM's CPU build
+crashes on seeds of single requests, so none is sent, and only figures with their intervals, not
+samples, come again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from r1lab.evaluate.prompting import Encode
+from r1lab.prompts import THINK_CLOSE, THINK_OPEN, Template
+from r1lab.rollout.sampler import Sampler
+from r1lab.types import Completion, FinishReason, Problem, R1labError, Rollout, SamplingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_AT_ONCE = 64  # requests that wait for a server
+_SECONDS = 1800.0  # for one of them
+_API_KEY = "OPENAI_API_KEY"
+
+
+class Asker(Protocol):
+    """Asks problems; `max_tokens` of each response at most, as the settings say."""
+
+    def ask(self, problems: Sequence[Problem], settings: SamplingSettings) -> list[Rollout]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAsker:
+    """Asks a sampler of this process."""
+
+    sampler: Sampler
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    encode: Encode
+
+    def prompts(self, problems: Sequence[Problem]) -> list[tuple[int, ...]]:
+        """The token ids of each problem's prompt."""
+        return [tuple(self.encode(self.template.prompt(p.question))) for p in problems]
+
+    def ask(self, problems: Sequence[Problem], settings: SamplingSettings) -> list[Rollout]:
+        """See Asker."""
+        prompts = self.prompts(problems)
+        groups = self.sampler.generate(prompts, settings, template=self.template)
+        return [
+            Rollout(problem, prompt, tuple(self._cut(completion) for completion in group))
+            for problem, prompt, group in zip(problems, prompts, groups, strict=True)
+        ]
+
+    def _cut(self, completion: Completion) -> Completion:
+        """The completion up to the template's stop, which ends it as an end token would."""
+        places = [completion.text.find(stop) for stop in self.template.stop]
+        found = [place for place in places if place >= 0]
+        if not found:
+            return completion
+        text = completion.text[: min(found)]
+        read = self.template.read(text)
+        # The fewest tokens whose text reaches the stop: decoding grows with every token.
+        low, high = 0, len(completion.token_ids)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self.tokenizer.decode(completion.token_ids[:middle])) < len(text):
+                low = middle + 1
+            else:
+                high = middle
+        return replace(
+            completion, token_ids=completion.token_ids[:low], text=text, finish_reason="stop",
+            thinking=read.thinking, answer=read.answer, logprobs=None,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAsker:
+    """Asks a server: chat completions for a chat template, else completions of the prompt's text.
+
+    `url` is the address up to /v1; a key for it is read from $OPENAI_API_KEY.
+    """
+
+    url: str
+    model: str
+    template: Template
+
+    @classmethod
+    def connect(cls, url: str, model: str | None, template: Template) -> ServerAsker:
+        """Ask the server for its models; R1labError where there is none, or several to choose."""
+        url = url.rstrip("/")
+        url = url if url.endswith("/v1") else f"{url}/v1"
+        served = [str(row["id"]) for row in _request(f"{url}/models")["data"]]
+        if model is None and len(served) == 1:
+            model = served[0]
+        if model not in served:
+            raise R1labError(
+                f"--served-model: {model!r} is not one of those that {url} serves: "
+                f"{', '.join(served) or 'none'}"
+            )
+        return cls(url, model, template)
+
+    def ask(self, problems: Sequence[Problem], settings: SamplingSettings) -> list[Rollout]:
+        """See Asker."""
+        times = 1 if settings.temperature == 0 else settings.num_samples
+        jobs = [problem for problem in problems for _ in range(times)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            done = list(pool.map(lambda problem: self._one(problem, settings), jobs))
+        return [
+            Rollout(problem, (), tuple(done[i * times : (i + 1) * times]))
+            for i, problem in enumerate(problems)
+        ]
+
+    def _one(self, problem: Problem, settings: SamplingSettings) -> Completion:
+        body: dict[str, Any] = {
+            "model": self.model, "temperature": settings.temperature, "top_p": settings.top_p,
+            "max_tokens": settings.max_tokens,
+        }  # fmt: skip
+        if self.template.stop:
+            body["stop"] = list(self.template.stop)
+        if self.template.message is not None:
+            message = self.template.message.replace("{question}", problem.question)
+            body["messages"] = [{"role": "user", "content": message}]
+            reply = _request(f"{self.url}/chat/completions", body)
+        else:
+            body["prompt"] = self.template.prompt(problem.question)
+            # The thinking tags may be special tokens.
+            body["skip_special_tokens"] = False
+            reply = _request(f"{self.url}/completions", body)
+        (choice,) = reply["choices"]
+        length = int(reply["usage"]["completion_tokens"])
+        text = _text(choice)
+        reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+        read = self.template.read(text)
+        return Completion(
+            token_ids=(-1,) * length,
+            text=text,
+            finish_reason=reasons.get(choice.get("finish_reason"), "abort"),
+            weight_version=0,
+            prefix=self.template.prefix,
+            thinking=read.thinking,
+            answer=read.answer,
+        )
+
+
+def _text(choice: dict[str, Any]) -> str:
+    """What was said: a thinking part that the server took apart is put back in front."""
+    if "message" not in choice:
+        return str(choice.get("text") or "")
+    message = choice["message"]
+    # vLLM 0.31 says `reasoning`, older versions and other servers `reasoning_content`.
+    thinking = message.get("reasoning") or message.get("reasoning_content")
+    content = str(message.get("content") or "")
+    if not thinking:
+        return content
+    closed = THINK_CLOSE if content or choice.get("finish_reason") == "stop" else ""
+    return f"{THINK_OPEN}{thinking}{closed}{content}"
+
+
+def _request(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(_API_KEY):
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data, headers), timeout=_SECONDS
+        ) as reply:
+            found: dict[str, Any] = json.load(reply)
+            return found
+    except urllib.error.HTTPError as error:
+        reason = " ".join(error.read(1000).decode(errors="replace").split())[:300]
+        raise R1labError(f"{url} answered {error.code}: {reason}") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+        raise R1labError(f"{url} does not answer ({error}); is the server running?") from error

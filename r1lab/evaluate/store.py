@@ -1,0 +1,111 @@
+"""Where an evaluation is written: samples as they come, whole lines, then the result.
+
+    NAME-KEY.samples.jsonl   while it goes: the plan, then a line for each problem with all samples
+    NAME-KEY.json            the result, with every sample in it; the lines are removed then
+
+KEY is a hash of the plan (model, problems, sampling, template), so that an interrupted evaluation
+goes on where it stopped, and one of another plan begins anew. `read_result` reads any result back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from r1lab.evaluate.result import ProblemResult, Sample
+from r1lab.types import R1labError
+
+Plan = Mapping[str, Any]
+
+
+class Store:
+    """The files of one evaluation in `folder`; raises R1labError where it cannot be written to."""
+
+    def __init__(self, folder: Path, name: str, plan: Plan) -> None:
+        self._plan = json.loads(json.dumps(plan))
+        text = json.dumps(self._plan, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        self.result_path = folder / f"{name}-{key}.json"
+        self._lines_path = folder / f"{name}-{key}.samples.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise R1labError(f"--out: {folder} cannot be made: {error.strerror}") from error
+        if not os.access(folder, os.W_OK):
+            raise R1labError(f"--out: {folder} cannot be written to")
+
+    def done(self) -> list[ProblemResult]:
+        """The problems that an earlier, interrupted call has finished; a torn line is left out."""
+        if not self._lines_path.exists():
+            return []
+        whole = self._lines_path.read_bytes().split(b"\n")[:-1]
+        if not whole or json.loads(whole[0]).get("plan") != self._plan:
+            self._lines_path.unlink()
+            return []
+        # The torn rest of a line would run into the next one.
+        self._lines_path.write_bytes(b"".join(line + b"\n" for line in whole))
+        return [problem_from(json.loads(line)) for line in whole[1:]]
+
+    def add(self, problems: Sequence[ProblemResult]) -> None:
+        """Write problems with all their samples."""
+        fresh = not self._lines_path.exists()
+        with self._lines_path.open("a", encoding="utf-8") as file:
+            if fresh:
+                file.write(json.dumps({"plan": self._plan}) + "\n")
+            file.writelines(json.dumps(asdict(problem)) + "\n" for problem in problems)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, result: Mapping[str, Any]) -> Path:
+        """Write the result whole, and take the lines away."""
+        write_json(self.result_path, {**result, "plan": self._plan})
+        self._lines_path.unlink(missing_ok=True)
+        return self.result_path
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result, where this very evaluation was made before."""
+        return read_result(self.result_path) if self.result_path.is_file() else None
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Whole or not at all; a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    # ASCII: a lone surrogate in a model's text is no UTF-8.
+    temporary.write_text(json.dumps(values, allow_nan=False) + "\n", encoding="ascii")
+    os.replace(temporary, path)
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """A result as `r1lab eval` or a run wrote it; R1labError for anything else."""
+    path = Path(path).expanduser()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise R1labError(f"no result {path}") from None
+    except (OSError, ValueError) as error:
+        raise R1labError(f"{path} is no result of an evaluation: {error}") from error
+    if not isinstance(found, dict) or not {"problems", "overall", "k"} <= found.keys():
+        raise R1labError(f"{path} is no result of an evaluation: it lacks its problems or figures")
+    return found
+
+
+def problem_from(row: Mapping[str, Any]) -> ProblemResult:
+    """A problem's record from its plain values."""
+    greedy = row.get("greedy")
+    return ProblemResult(
+        **{
+            **row,
+            "samples": tuple(_sample(sample) for sample in row["samples"]),
+            "greedy": None if greedy is None else _sample(greedy),
+        }
+    )
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    tokens = row.get("token_ids")
+    return Sample(**{**row, "token_ids": None if tokens is None else tuple(tokens)})
