@@ -100,7 +100,7 @@ def compare_figure(
     one, two = (
         np.array([[values[problem] for problem in common] for values in side]) for side in sides
     )
-    ends = _paired(one[0], two[0], seed) if len(one) == len(two) == 1 else _across(one, two)
+    ends = paired_ends(one[0], two[0], seed) if len(one) == len(two) == 1 else _across(one, two)
     return Difference(
         figure, float(one.mean()), float(two.mean()), *ends, len(common), (len(one), len(two))
     )
@@ -138,12 +138,10 @@ def settings_that_differ(first: Result, second: Result) -> list[str]:
     ]
 
 
-def paired_ends(one: Table, two: Table, seed: int) -> tuple[float, float, float]:
+def paired_ends(
+    one: Table, two: Table, seed: int, *, permutations: int = NUM_PERMUTATIONS
+) -> tuple[float, float, float]:
     """(low, high, p-value) of the mean of two - one, values [P] of the same problems."""
-    return _paired(one, two, seed)
-
-
-def _paired(one: Table, two: Table, seed: int) -> tuple[float, float, float]:
     gaps = two - one
     num = len(gaps)
     drawn = np.concatenate([w @ gaps / num for w in resamples(num, NUM_RESAMPLES, seed)])
@@ -155,12 +153,12 @@ def _paired(one: Table, two: Table, seed: int) -> tuple[float, float, float]:
     observed = abs(gaps.sum())
     generator = np.random.default_rng(seed + 1)
     extreme = done = 0
-    while done < NUM_PERMUTATIONS:
-        size = min(NUM_PERMUTATIONS - done, max(1, 2**22 // num))
+    while done < permutations:
+        size = min(permutations - done, max(1, 2**22 // num))
         signs = generator.integers(0, 2, size=(size, num), dtype=np.int8) * 2 - 1
         extreme += int((np.abs(signs @ gaps) >= observed - 1e-12).sum())
         done += size
-    return float(low), float(high), (extreme + 1) / (NUM_PERMUTATIONS + 1)
+    return float(low), float(high), (extreme + 1) / (permutations + 1)
 
 
 def _across(one: Table, two: Table) -> tuple[float, float, float]:
