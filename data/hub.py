@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from r1lab.published import read_rows
+from r1lab.tables import text_of
 from r1lab.types import Problem
 
 
@@ -23,18 +24,13 @@ def load(
     name = path.rstrip("/").rpartition("/")[2]
     problems = []
     for number, row in read_rows(path, split, config=config):
-        for column in (question, answer):
-            if row.get(column) is None:
-                raise ValueError(
-                    f"{path}, row {number}: no column {column!r}; it has {', '.join(row)}; map "
-                    "them: question=COLUMN,answer=COLUMN"
-                )
+        place = f"{path}, row {number}"
         given = row.get(id)
         problems.append(
             Problem(
                 f"{name}-{number}" if given is None else str(given),
-                str(row[question]),
-                str(row[answer]),
+                text_of(row, question, place),
+                text_of(row, answer, place),
                 verifier,
                 name,
                 {key: value for key, value in row.items() if key not in (question, answer, id)},

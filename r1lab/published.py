@@ -57,7 +57,9 @@ def _from_hub(name: str, split: str, config: str | None) -> Iterator[tuple[int, 
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(f"{name!r}: a set from the hub needs datasets: pip install datasets") from None
+        raise ValueError(
+            f"{name!r}: a set from the hub needs datasets: pip install datasets"
+        ) from None
     try:
         rows = load_dataset(name, config, split=split)
     # Whatever the hub, the network or the set's own files raise: the user's fix is the same.

@@ -17,10 +17,10 @@ from typing import Any
 from r1lab.evaluate.result import ProblemResult
 from r1lab.evaluate.run import summarise
 from r1lab.evaluate.target import Target
-from r1lab.tables import TABLES, read_table
 from r1lab.recipe import TrainRecipe
 from r1lab.registry import load_mixture
 from r1lab.run_folder import RunFolder
+from r1lab.tables import TABLES, read_table
 from r1lab.types import R1labError
 
 N = 10

@@ -76,7 +76,7 @@ class Scores:
     length_wrong: Estimate | None
     truncated: Estimate | None
     unanswered: Estimate | None
-    unparsable: Estimate | None
+    unparsable: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)

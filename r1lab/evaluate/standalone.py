@@ -35,6 +35,7 @@ from r1lab.prompts import TEMPLATES, Template
 from r1lab.recipe import ModelSettings, RewardSettings, SamplingRecipe, TrainRecipe
 from r1lab.registry import load_mixture
 from r1lab.rollout.build import build_sampler
+from r1lab.rollout.limits import check_fit, encode_all
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import encode_prompt
 from r1lab.types import Problem, R1labError, SamplingSettings
@@ -405,13 +406,9 @@ def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
     settings, template = recipe.evaluation, TEMPLATES[recipe.template]
     problems = load_mixture(recipe.problems, "test", settings.seed).distinct(settings.num_problems)
     config, tokenizer, folder = prepare_base(recipe.model)
-    longest = max(len(encode_prompt(tokenizer, template.prompt(p.question))) for p in problems)
+    prompts = encode_all(problems, template, partial(encode_prompt, tokenizer))
     limit = recipe.sampling.max_model_len or config.max_position_embeddings
-    if longest + recipe.sampling.max_tokens > limit:
-        raise R1labError(
-            f"sampling.max_tokens: {recipe.sampling.max_tokens} and the longest held-out prompt "
-            f"({longest} tokens) are more than {limit} tokens together; lower it"
-        )
+    check_fit(problems, prompts, max_tokens=recipe.sampling.max_tokens, limit=limit)
     runner = IsolatedRunner(recipe.reward_workers)
     verifiers = Verifiers(recipe.rewards, template=template, runner=runner, max_steps=recipe.steps)
     sampler = build_sampler(

@@ -222,8 +222,7 @@ def test_interrupted(recipe, trained, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_a_dry_run_shows_the_recipe_a_prompt_and_the_plan(recipe, monkeypatch, capsys):
-    monkeypatch.setattr("r1lab.model.load.resolve_folder", lambda path: Path(path))
+def test_a_dry_run_shows_the_recipe_a_prompt_and_the_plan(recipe, capsys):
     assert main(["train", recipe, "--dry-run", "--steps", "7"]) == 0
     out = capsys.readouterr().out
     for part in ("# r1lab ", "steps: 7", "<think>", "7 steps of 32 questions x 16", "runs/tried"):

@@ -28,6 +28,7 @@ LEVELS = (
         "r1lab.problems",
         "r1lab.recipe_errors",
         "r1lab.registry",
+        "r1lab.published",
         "r1lab.tables",
         "r1lab.recipe_io",
         "r1lab.run_folder",
@@ -69,6 +70,7 @@ LIGHT = (
     "r1lab.plain_yaml",
     "r1lab.problems",
     "r1lab.prompts",
+    "r1lab.published",
     "r1lab.recipe",
     "r1lab.recipe_errors",
     "r1lab.recipe_io",
@@ -171,7 +173,7 @@ def test_rewards_and_data_know_only_records_and_prompts(module):
         top = imported.split(".")[0]
         assert top not in HEAVY, f"{module} imports {imported}"
         if top == "r1lab":
-            known = ("r1lab.types", "r1lab.prompts", "r1lab.tables")
+            known = ("r1lab.types", "r1lab.prompts", "r1lab.tables", "r1lab.published")
             allowed = imported in known or imported.startswith(own)
             assert allowed, f"{module} imports {imported}"
 
