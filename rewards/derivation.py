@@ -36,10 +36,6 @@ _CUES = re.compile(
 )
 
 
-class BadStep(ValueError):
-    """The first step that does not follow, and why."""
-
-
 def reward(problem: Problem, completion: Completion) -> Verdict:
     """1.0 where the steps hold and end in the gold answer, else 0.0 with the first bad step.
 

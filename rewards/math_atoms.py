@@ -52,6 +52,9 @@ class Atoms(Tokens, ABC):
     def power(self) -> Node: ...
 
     @abstractmethod
+    def raised(self, node: Node) -> Node: ...
+
+    @abstractmethod
     def signed_power(self) -> Node: ...
 
     # Atoms
@@ -100,11 +103,11 @@ class Atoms(Tokens, ABC):
             return number(read_number(f"{repeated[1]}({repeated[2]})"))
         value = read_number(text)
         if value.denominator == 1 and self.peek() == ("op", "\\frac"):
-            node = self.power()
+            node = self.primary()
             above_below = node.kind == "mul" and is_whole(node.args[0])
             if above_below and node.args[1].kind == "inv" and is_whole(node.args[1].args[0]):
                 return mixed_number(number(value), node)
-            return Node("mul", (number(value), node))
+            return Node("mul", (number(value), self.raised(node)))
         return number(value)
 
     def _brackets(self, opened: str) -> Node:
@@ -130,6 +133,8 @@ class Atoms(Tokens, ABC):
         inside = self.statements()
         self.in_set -= opened == "\\{"
         if opened == "\\{" and self.take("|", "\\mid", ":"):
+            if inside.kind != "sym" and not (inside.kind == "rel" and inside.value == ("in",)):
+                raise Unreadable("a set of what is no name")
             inside = self.statements()
             self.expect(closing)
             return inside
@@ -275,6 +280,6 @@ class Atoms(Tokens, ABC):
             or text[1:] in GREEK
             or text in BIG
             or text in NAMED
-            or text in ("\\frac", "\\sqrt", "\\pi", "\\binom", "\\infty", "\\cbrt")
+            or text in ("\\frac", "\\sqrt", "\\pi", "\\binom", "\\infty")
             or text in ABOUT
         )

@@ -62,17 +62,32 @@ _UNICODE = {
     "−": "-", "–": "-", "×": "\\times ", "÷": "/", "·": "\\cdot ", "√": "\\sqrt ", "π": "\\pi ",
     "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ",
     "∈": "\\in ", "∅": "\\emptyset ", "°": "^\\circ ", "²": "^2", "³": "^3", "½": "\\frac12 ",
+    "⅓": "\\frac13 ", "⅔": "\\frac23 ", "¼": "\\frac14 ", "¾": "\\frac34 ", "⅛": "\\frac18 ",
     "±": "\\pm ", "≈": "\\approx ", "，": ",", "（": "(", "）": ")", "′": "'", "’": "'",
     "θ": "\\theta ", "％": "%", "＝": "=",
 }  # fmt: skip
 _ODD = re.compile("|".join(map(re.escape, _UNICODE)))
 _SKIP = re.compile(
-    r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|displaystyle|textstyle|limits|nolimits|"
-    r"mathstrut|rm|it|bf|hfill)(?![a-zA-Z])\.?|\\?\$|(?<!\\)\\[!;:]|\\(?:begin|end)\{(?:align|equation|"
+    r"\\(?:textcolor|color)\s*\{[a-zA-Z]{1,20}\}|\\(?:left|right|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|displaystyle|textstyle|limits|nolimits|"
+    r"mathstrut|rm|it|bf|hfill|large|Large|LARGE|huge|Huge|small|normalsize)(?![a-zA-Z])\.?|\\?\$|(?<!\\)\\[!;:]|\\(?:begin|end)\{(?:align|equation|"
     r"gather|split)\*?\}"
 )
 _SPACE = re.compile(r"\\(?:q?quad|enspace|hspace\{[^{}]*\})|(?<!\\)\\[ ,]|~")
 _COMMA_GROUP = re.compile(r"(?<=\d)\s?\{\s?,\s?\}\s?(?=\d{3})")
+# Second spellings, tried one after the other where the text holds a backslash.
+_SPELLINGS = tuple(
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+        (r"\\(?:dots|cdots|dotsc)(?![a-zA-Z])", r"\\ldots"),
+        (r"\\(?:underline|mathbf|boldsymbol|bm)\s*\{(\d[\d.,/]{0,50})\}", r"\1"),
+        (r"\{([^{}]{1,200})\\over(?![a-zA-Z])([^{}]{1,200})\}", r"\\frac{\1}{\2}"),
+        (r"^([^{}]{1,200})\\over(?![a-zA-Z])([^{}]{1,200})$", r"\\frac{\1}{\2}"),
+        (r"(\\mathbb\s*\{R\}\s*)-(?=\s*\\\{)", r"\1\\setminus "),
+    )
+)
+_DEGREES = re.compile(r"(?<=\d)\s?\^\s?(?:o|\{o\})(?![a-zA-Z])")
 _NOT = re.compile(r"\\not\s*(=|\\in(?![a-zA-Z]))")
 _NEGATED = {"=": "\\ne ", "\\in": "\\notin "}
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -87,7 +102,11 @@ def tidy(text: str) -> str:
             text = re.sub(r"\\\\(?=[a-zA-Z({\[])", r"\\", text)
         text = re.sub(r",\\!\s*(?=\d{3})|(?<=\d)\\[,!](?=\d{3})", "", text)
         text = _FRACTIONS.sub(r"\\frac", text)
+        for pattern, plain in _SPELLINGS:
+            text = pattern.sub(plain, text)
         text = _NOT.sub(lambda found: _NEGATED[found[1]], text) if "\\not" in text else text
+    if "^" in text:
+        text = _DEGREES.sub(r"^\\circ ", text)
     if "{" in text:
         text = _COMMA_GROUP.sub("", text)
     return _SPACE.sub(" ", _SKIP.sub("", text)).strip()

@@ -159,7 +159,11 @@ class _Parser(Atoms):
         return self.power()
 
     def power(self) -> Node:
-        node = self.postfix(self.primary())
+        return self.raised(self.primary())
+
+    def raised(self, node: Node) -> Node:
+        """The node with the powers and signs that stand behind it."""
+        node = self.postfix(node)
         while self.take("^", "**"):
             if self.take("\\circ") or self._braced("\\circ"):
                 node = Node("degree", (node,))

@@ -41,6 +41,7 @@ _MONEY = re.compile(
 _DELIMITED = re.compile(r"\$(.*[^\\])\$|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
 _ARITHMETIC = re.compile(r"[\s()+*/x×÷=·-]{1,20}")
 _TAIL = re.compile(r"<\|.{0,40}$|I hope it is correct\.?", re.DOTALL)
+_MARKDOWN = re.compile(r"(`{1,3}|__)([^`]*)\1|#{1,6} (.*)", re.DOTALL)
 _CONNECTORS = re.compile(
     r"(?:[\s,;.:]|\band\b|\bor\b|\\quad|\\text\{ ?(?:and|or) ?\})*", re.IGNORECASE
 )
@@ -57,6 +58,11 @@ _UNIT_IN_PROSE = re.compile(
     r"\s{0,2}([A-Za-z]{1,12}(?: (?:per [a-z]{1,12}|[a-z]{4,12}))?)((?:\^\{?[1-4]\}?|²|³)?)"
     r"(?![A-Za-z])(\s*(?:[.,;)*]|$))?"
 )
+# 3 hours 20 minutes, 5 ft and 3 in
+_IN_PARTS = re.compile(
+    r"\d{1,9} [A-Za-z]{1,12}(?:,? (?:and )?\d{1,9}(?:\.\d{1,9})? [A-Za-z]{1,12}){1,3}\.?"
+)
+_PART = re.compile(r"(\d+(?:\.\d+)?) ([A-Za-z]+)")
 _ALL_TEXT = re.compile(r"\\text\w*\s*\{([^{}]*\d[^{}]*)\}")
 
 
@@ -142,8 +148,14 @@ def read_answer(text: str, *, gold: bool = False) -> str:
     elif (opened := _BOX.search(text)) is not None:
         text = text[opened.end() :] if gold else ""
     text = _TAIL.sub("", text).strip().strip("*").strip()
+    if marked := _MARKDOWN.fullmatch(text):
+        text = (marked[2] if marked[1] else marked[3]).strip()
     if whole := _ALL_TEXT.fullmatch(text):
         text = whole[1].strip()
+    if _IN_PARTS.fullmatch(text):
+        parts = _PART.findall(text)
+        if all(is_unit(unit) for _, unit in parts):
+            return "".join(rf"{number}\text{{{unit}}}" for number, unit in parts)
     if not _is_prose(text):
         return _with_unit(_without_dollars(text))
     return _from_prose(text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
-from r1lab.rewards.math_grammar import Node, Unreadable, has, neg
+from r1lab.rewards.math_grammar import Node, Unreadable, has, neg, number
 from r1lab.rewards.math_tree import names_of
+from r1lab.rewards.math_units import conversion, read_unit
 
 _MOST_SPREAD = 4  # plus-minus signs in one answer
 
@@ -26,7 +28,10 @@ def settle(node: Node, agree: Agree) -> Node:
     if node.kind == "rel":
         return _relation(node, agree)
     if node.kind in ("list", "set", "tuple", "union", "minus", "cap"):
-        members = [settle(arg, agree) for arg in node.args]
+        args = _without_remarks(node.args) if node.kind == "list" else node.args
+        if len(args) == 1 and node.kind == "list":
+            return settle(args[0], agree)
+        members = [settle(arg, agree) for arg in args]
         if node.kind in ("list", "set"):
             members = [m for member in members for m in _spread(member)]
             if node.kind == "set" and len(members) == 1 and members[0].kind == "list":
@@ -36,6 +41,24 @@ def settle(node: Node, agree: Agree) -> Node:
     if len(spread) > 1:
         return Node("list", tuple(spread), "or")
     return pack(node)
+
+
+def _without_remarks(args: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Without `k \\in \\mathbb{Z}` beside the expression that holds k."""
+    kept = tuple(arg for arg in args if not _says_whole(arg))
+    names = frozenset().union(*(names_of(arg) for arg in kept)) if kept else frozenset()
+    remarks = [arg for arg in args if _says_whole(arg)]
+    return kept if kept and all(arg.args[0].value in names for arg in remarks) else args
+
+
+def _says_whole(node: Node) -> bool:
+    return (
+        node.kind == "rel"
+        and node.value == ("in",)
+        and node.args[0].kind == "sym"
+        and node.args[1].kind == "text"
+        and node.args[1].value in ("Z", "N")
+    )
 
 
 def _relation(node: Node, agree: Agree) -> Node:
@@ -164,10 +187,26 @@ def pack(node: Node) -> Node:
         if not factors or any(has(factor, "text") for factor in factors):
             return Node("text", (), repr(node))
         units = [(" ".join(unit[0] for unit in units), 1)]
+    if len(factors) > 1 and (total := _in_parts(node.args)) is not None:
+        return total
     core = factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
     if len(factors) > 1 and factors[0] == Node("num", (), -1) and factors[1].kind == "mul":
         core = neg(pack(factors[1]))
     return Node("quantity", (core,), units[0])
+
+
+def _in_parts(args: tuple[Node, ...]) -> Node | None:
+    """3 hours 20 minutes: one quantity, where the units measure the same; else None."""
+    units = [_as_unit(arg) for arg in args[1::2]]
+    if len(args) % 2 or None in units or not all(arg.kind == "num" for arg in args[::2]):
+        return None
+    total = Fraction(0)
+    for value, unit in zip(args[::2], units, strict=True):
+        factor = conversion(units[0], unit)  # type: ignore[arg-type]
+        if factor is None or read_unit(*unit)[1] is None:  # type: ignore[misc]
+            return None
+        total += value.value * factor
+    return Node("quantity", (number(total),), units[0])
 
 
 def _as_unit(node: Node) -> tuple[str, int] | None:

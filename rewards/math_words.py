@@ -12,8 +12,10 @@ _DRESSING = re.compile(
 )
 # A number to a base beyond ten: 1A_{16}. Its digits are no product that could be turned round.
 _LETTER_DIGITS = re.compile(r"\(?(\d*[A-Z][A-Z\d]+|\d+[A-Z])\)?_(\d+|[a-z]{3,10})")
+_TIME = re.compile(r"(\d{1,2}):(\d\d) ?([AaPp])\.? ?[Mm]")
 _ARTICLES = frozenset({"a", "an", "the"})
 _CHOICE = re.compile(r"\(?([A-J])\)?[.:]?")
+_OPTION = re.compile(r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s*:?\s*\(?([A-J])\)?\.?")
 # Not two letters offered at once: `A or B`, `A, B`.
 _ALONE = r"(?!\)?\s*(?:,|/|or|and)\s*\(?[A-J](?![A-Za-z]))"
 _LETTER = re.compile(rf"(?<![A-Za-z0-9_])\(?([A-J])\)?(?![A-Za-z0-9_*^=+'’]){_ALONE}")
@@ -31,6 +33,8 @@ def words_of(text: str) -> list[str] | None:
     plain = undressed(text).strip(" .,")
     if found := _LETTER_DIGITS.fullmatch(plain.replace(" ", "")):
         return [found[1].casefold(), found[2].casefold()]
+    if found := _TIME.fullmatch(plain):
+        return [str(int(found[1])), found[2], found[3].casefold()]
     if not re.fullmatch(r"[^\W\d_][^\d=<>+*/^_\\|\[\]]*", plain):
         return None
     words = [word for word in re.split(r"[^\w']+", plain) if word]
@@ -60,7 +64,7 @@ def given_choice(text: str) -> str | None:
     """The letter that an answer chooses; None where it chooses none."""
     boxed = last_boxes(text)
     plain = undressed(text if boxed is None else boxed).strip("* ")
-    if found := _CHOICE.fullmatch(plain.rstrip(" .")):
+    if found := _OPTION.fullmatch(plain) or _CHOICE.fullmatch(plain.rstrip(" .")):
         return found[1]
     cues = list(CUE.finditer(plain))
     if cues and (found := _LETTER.search(plain, cues[-1].start())):

@@ -123,8 +123,14 @@ def test_what_is_too_large_is_refused_unread():
         assert "limit" in verdict("7", bomb).reason
 
 
-# Right, and rejected: equations are compared up to a fixed factor, not solved.
-KNOWN_REJECTED = {("xy = 6", "y = 6/x")}
+# Right, and rejected: docs/verifiers.md says why.
+KNOWN_REJECTED = {
+    ("xy = 6", "y = 6/x"),
+    ("(-\\infty, 2) \\cup (2, \\infty)", "all real numbers except 2"),
+    ("(2, -3)", "P(2, -3)"),
+    ("C(10,3)", "\\binom{10}{3}"),
+    ("C(10,3)", "120"),
+}
 
 
 @pytest.mark.parametrize(
