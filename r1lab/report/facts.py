@@ -127,6 +127,20 @@ def faulty_files(folder: RunFolder) -> list[str]:
     return sorted(path.name for path in kept.iterdir()) if kept.is_dir() else []
 
 
+def settings_of(recipe: Any, path: str = "") -> dict[str, str]:
+    """A recipe as one flat table, `sampling.group_size: 16`; entries of lists by their number."""
+    if isinstance(recipe, dict):
+        entries = [(str(key), value) for key, value in recipe.items()]
+    elif isinstance(recipe, list):
+        entries = [(str(number), value) for number, value in enumerate(recipe)]
+    else:
+        return {path: json.dumps(recipe, ensure_ascii=False, default=str)}
+    flat: dict[str, str] = {}
+    for name, value in entries:
+        flat |= settings_of(value, f"{path}.{name}" if path else name)
+    return flat
+
+
 def versions_of(recipe_text: str) -> list[str]:
     """The comment lines at the head of recipe.yaml: versions and the commit."""
     head = takewhile(lambda line: line.startswith("#"), recipe_text.splitlines())
@@ -153,6 +167,7 @@ def facts_of(folder: RunFolder, *, price: float | None, watts: float | None) -> 
         "cost": {**asdict(cost), "price": price, "watts": watts},
         "versions": versions_of(text),
         "recipe": text,
+        "settings": settings_of(recipe),
         "evals": [without_samples(row) for row in evals],
         "other_evals": other_evaluations(folder),
         "events": events_of(folder),

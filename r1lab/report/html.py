@@ -27,7 +27,8 @@ from r1lab.run_folder import RunFolder
 from r1lab.types import R1labError
 
 _SCRIPTS = (
-    "uplot/uPlot.iife.min.js", "data.js", "charts.js", "tables.js", "transcripts.js", "page.js",
+    "uplot/uPlot.iife.min.js", "data.js", "charts.js", "tables.js", "samples.js", "transcripts.js",
+    "page.js",
 )  # fmt: skip
 _STYLES = ("uplot/uPlot.min.css", "report.css")
 

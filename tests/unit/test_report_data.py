@@ -208,7 +208,7 @@ def test_the_page_asks_for_nothing_and_lets_only_its_own_scripts_run(page: str) 
     assert policy is not None and "default-src &#x27;none&#x27;" in policy[1]
     assert "unsafe" not in policy[1] and "http" not in policy[1]
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    assert len(scripts) == 6
+    assert len(scripts) == 7
     for script in scripts:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert digest in policy[1]

@@ -95,7 +95,7 @@ R1.Charts = class {
   }
 
   dash(panel, line) {
-    const patterns = [[], [6, 4], [2, 3], [9, 3, 2, 3]];
+    const patterns = [[], [6, 4], [2, 3], [9, 3, 2, 3], [12, 4], [4, 2]];
     if (this.several) return patterns[panel.labels.indexOf(line.label) % patterns.length];
     return line.dash ? patterns[1] : [];
   }
@@ -204,12 +204,17 @@ R1.Charts = class {
   swatch(panel, line) {
     const space = "http://www.w3.org/2000/svg";
     const svg = document.createElementNS(space, "svg");
-    const stroke = document.createElementNS(space, "line");
-    for (const [key, value] of Object.entries({ width: 18, height: 8, "aria-hidden": "true" })) svg.setAttribute(key, value);
+    const dot = line.held_out && !line.line;
+    const stroke = document.createElementNS(space, dot ? "circle" : "line");
+    const set = (element, values) => Object.entries(values).forEach(([key, value]) => element.setAttribute(key, value));
     const color = this.several ? R1.color("soft") : this.color(line);
-    const drawn = { x1: 0, x2: 18, y1: 4, y2: 4, stroke: color, "stroke-width": line.held_out ? 3 : 2,
-      "stroke-dasharray": this.dash(panel, line).join(" ") || "none" };
-    for (const [key, value] of Object.entries(drawn)) stroke.setAttribute(key, value);
+    set(svg, { width: 18, height: 8, "aria-hidden": "true" });
+    set(stroke, { stroke: color, fill: "none" });
+    if (dot) set(stroke, { cx: 9, cy: 4, r: 2.6, "stroke-width": 2 });
+    else {
+      set(stroke, { x1: 0, x2: 18, y1: 4, y2: 4, "stroke-width": line.held_out ? 3 : 2,
+        "stroke-dasharray": this.dash(panel, line).join(" ") || "none" });
+    }
     svg.append(stroke);
     return svg;
   }

@@ -67,7 +67,7 @@ R1.Tables = class {
       change("pass@1, held out", first.overall.pass_at_1, last.overall.pass_at_1, "share");
       change(`cons@${last.k}`, first.overall.cons_at_k, last.overall.cons_at_k, "share");
       change("greedy", first.greedy?.pass_at_1, last.greedy?.pass_at_1, "share");
-      change("tokens a response", first.overall.length, last.overall.length, "length");
+      change("response length", first.overall.length, last.overall.length, "length");
       change("well-formed", first.overall.format, last.overall.format, "share");
     }
     const { cost } = facts;
@@ -78,7 +78,7 @@ R1.Tables = class {
     if (facts.max_sync_kl !== null) tile("highest sync KL", facts.max_sync_kl.toExponential(1), "nats a token");
     const faults = total(facts, "faults");
     const skipped = total(facts, "skipped");
-    tile("faults", R1.count(faults), skipped ? `${R1.plural(skipped, "update")} skipped` : "no update skipped", faults + skipped > 0);
+    tile("faults", R1.count(faults), `skipped updates: ${skipped}`, faults + skipped > 0);
     return el("div", { class: "tiles" }, tiles);
   }
 
@@ -103,7 +103,7 @@ R1.Tables = class {
       ];
     });
     const { cost } = this.runs[0].facts;
-    const head = ["run", "steps", "pass@1 before", "pass@1", "cons@k", "tokens a response", "time", "tokens",
+    const head = ["run", "steps", "pass@1 before", "pass@1", "cons@k", "response length", "time", "tokens",
       ...(cost.dollars === null ? [] : ["cost"]), ...(cost.kilowatt_hours === null ? [] : ["energy"]), "faults"];
     return table(head, rows);
   }
@@ -235,40 +235,17 @@ R1.Tables = class {
     })));
   }
 
-  // The lines of the recipes that are not the same in every run.
+  // The settings that are not the same in every run.
   differences() {
-    const flat = this.runs.map(({ facts }) => settings(facts.recipe));
-    const keys = [...new Set(flat.flatMap((one) => [...one.keys()]))];
-    const differing = keys.filter((key) => new Set(flat.map((one) => one.get(key))).size > 1);
-    const rows = differing.map((key) => [key, ...flat.map((one) => one.get(key) ?? "")]);
+    const flat = this.runs.map(({ facts }) => facts.settings);
+    const keys = [...new Set(flat.flatMap((one) => Object.keys(one)))];
+    const differing = keys.filter((key) => new Set(flat.map((one) => one[key])).size > 1);
+    const rows = differing.map((key) => [key, ...flat.map((one) => one[key] ?? "")]);
     const head = ["setting", ...this.runs.map(({ facts }) => facts.label)];
     return R1.el("div", { class: "block" }, R1.el("h3", {}, "Settings that differ"),
       rows.length ? table(head, rows) : R1.el("p", { class: "soft" }, "none"));
   }
 };
-
-// The keys and values of a resolved recipe: what its block YAML needs, and no more.
-function settings(text) {
-  const found = new Map();
-  const open = [];
-  let entry = -1;
-  for (const line of (text || "").split("\n")) {
-    if (line.startsWith("#") || !line.trim()) continue;
-    const [, space, dash, rest] = line.match(/^(\s*)(-\s+)?(.*)$/);
-    let depth = space.length + (dash ? dash.length : 0);
-    while (open.length && open[open.length - 1].depth >= (dash ? space.length + 1 : depth)) open.pop();
-    if (dash) {
-      entry = open.length && open[open.length - 1].list === undefined ? (open[open.length - 1].entries = (open[open.length - 1].entries ?? -1) + 1) : entry + 1;
-      open.push({ depth: space.length + 1, name: String(entry), list: true });
-    }
-    const parts = rest.match(/^([^:\s]+):(?:\s+(.*))?$/);
-    const path = open.map((one) => one.name);
-    if (!parts) found.set(path.join("."), rest);
-    else if (parts[2] === undefined) open.push({ depth, name: parts[1] });
-    else found.set([...path, parts[1]].join("."), parts[2]);
-  }
-  return found;
-}
 
 function card(title, ...body) {
   return R1.el("div", { class: "card" }, R1.el("h3", {}, title), ...body);

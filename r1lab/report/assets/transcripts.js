@@ -1,22 +1,11 @@
 "use strict";
-// The browser of samples. The index (r1lab/report/transcripts.py) is enough to filter, sort and list
-// groups; the texts of a group are unpacked when it is opened, those of all when they are searched.
-const RIGHT = 1, WRONG = 2, FAULT = 4, CUT_OFF = 8, NO_ANSWER = 16, GREEDY = 32;
-const TRAINING = 0, HELD_OUT = 1;
+// The browser of samples: filters, the list of groups, and the group that is read. What is filtered
+// and sorted by is in samples.js; the texts of a group are unpacked when it is opened.
 const PAGE = 50;
-const VERDICTS = {
-  any: ["any verdict", 0], right: ["right", RIGHT], wrong: ["wrong", WRONG], fault: ["faulted", FAULT],
-  cut: ["cut off", CUT_OFF], none: ["no answer", NO_ANSWER], greedy: ["greedy answer", GREEDY],
-};
-const ORDERS = {
-  newest: "newest first", oldest: "oldest first", high: "highest reward", low: "lowest reward",
-  longest: "longest response", shortest: "shortest response", improved: "most improved problem",
-  mixed: "most divided group",
-};
 
 R1.Transcripts = class {
   constructor(runs, place) {
-    Object.assign(this, { runs, place, run: 0, page: 0, open: null, current: null, search: 0, hits: null });
+    Object.assign(this, { runs, place, page: 0, open: null, search: 0, hits: null });
     this.indices = new Map();
     this.unfolded = false;
     this.all = false;
@@ -42,7 +31,6 @@ R1.Transcripts = class {
     };
     for (const [name, input] of Object.entries(this.inputs)) input.setAttribute("name", name);
     const labelled = (name, key, grow) => el("label", { class: grow ? "grow" : null }, name, this.inputs[key]);
-    const { several } = this;
     this.counted = el("span", { role: "status", "aria-live": "polite" });
     this.leftOut = el("span", {});
     this.list = el("div", { class: "list", id: "groups" });
@@ -68,15 +56,10 @@ R1.Transcripts = class {
   // ------------------------------------------------------------------------------- the index
 
   async load(run) {
-    if (!this.indices.has(run)) {
-      const index = await R1.unpack(`index-${run}`);
-      const starts = [0];
-      for (const size of index.groups.size) starts.push(starts[starts.length - 1] + size);
-      this.indices.set(run, Object.assign(index, { starts, num: index.groups.size.length, chunks: new R1.Chunks(run, 16) }));
-    }
-    this.run = run;
+    if (!this.indices.has(run)) this.indices.set(run, await R1.Samples.of(run));
     this.index = this.indices.get(run);
     this.hits = null;
+    this.search += 1; // a search through the other run ends here
     this.fill();
     if (this.inputs.query.value) await this.seek();
     else this.apply();
@@ -97,106 +80,18 @@ R1.Transcripts = class {
       : "";
   }
 
-  // Which samples are wanted: one byte for each.
-  wanted() {
-    const { groups, samples, problems, starts, num } = this.index;
-    const { kind, step, source, verdict, problem } = Object.fromEntries(
-      Object.entries(this.inputs).map(([name, input]) => [name, input.value]));
-    const flag = VERDICTS[verdict][1];
-    const wanted = new Uint8Array(samples.flags.length);
-    for (let g = 0; g < num; g++) {
-      if (kind !== "any" && groups.kind[g] !== +kind) continue;
-      if (step !== "any" && groups.step[g] !== +step) continue;
-      const [id, of] = problems[groups.problem[g]];
-      if (source !== "any" && of !== source) continue;
-      if (problem && !id.startsWith(problem.trim())) continue;
-      for (let s = starts[g]; s < starts[g + 1]; s++) {
-        wanted[s] = (!flag || samples.flags[s] & flag) && (!this.hits || this.hits[s]) ? 1 : 0;
-      }
-    }
-    return wanted;
-  }
-
   apply() {
-    if (!this.index) return;
-    const { starts, num } = this.index;
-    this.wantedSamples = this.wanted();
-    let matching = 0;
-    const found = [];
-    for (let g = 0; g < num; g++) {
-      let any = 0;
-      for (let s = starts[g]; s < starts[g + 1]; s++) any += this.wantedSamples[s];
-      matching += any;
-      if (any) found.push(g);
-    }
-    this.found = this.sorted(found);
+    const { index } = this;
+    if (!index) return;
+    const filters = Object.fromEntries(Object.entries(this.inputs).map(([name, input]) => [name, input.value]));
+    this.wanted = index.wanted(filters, this.hits);
+    const { found, matching } = index.groupsWith(this.wanted);
+    this.gains = filters.order === "improved" ? index.improved(found) : null;
+    this.found = this.gains ? [...this.gains.keys()] : index.sorted(found, filters.order, this.wanted);
     this.page = 0;
-    this.said = `${R1.plural(this.found.length, "group")}, ${R1.plural(matching, "sample")} of ${R1.count(starts[num])}`;
-    this.counted.textContent = this.said;
+    this.counted.textContent = `${R1.plural(this.found.length, "group")}, ${R1.plural(matching, "sample")} of ${R1.count(index.starts[index.num])}`;
     this.show();
     this.choose(this.found[0] ?? null);
-  }
-
-  // Groups in the chosen order; for the most improved problem, its last group stands for it.
-  sorted(found) {
-    const order = this.inputs.order.value;
-    const { starts, samples } = this.index;
-    this.gains = null;
-    if (order === "oldest") return found;
-    if (order === "newest") return found.reverse();
-    if (order === "improved") return this.improved(found);
-    const over = (g, of, start, fold) => {
-      let value = start;
-      for (let s = starts[g]; s < starts[g + 1]; s++) if (this.wantedSamples[s] && of[s] !== null) value = fold(value, of[s]);
-      return value;
-    };
-    const mean = (g) => {
-      const [sum, count] = over(g, samples.score, [0, 0], ([a, b], score) => [a + score, b + 1]);
-      return count ? sum / count : null;
-    };
-    const value = {
-      high: (g) => mean(g) ?? -Infinity,
-      low: (g) => -(mean(g) ?? Infinity),
-      longest: (g) => over(g, samples.length, 0, Math.max),
-      shortest: (g) => -over(g, samples.length, Infinity, Math.min),
-      mixed: (g) => {
-        const [a, b, n] = over(g, samples.score, [0, 0, 0], ([x, y, c], score) => [x + score, y + score * score, c + 1]);
-        return n ? b / n - (a / n) ** 2 : -1;
-      },
-    }[order];
-    return found.map((g) => [value(g), g]).sort(([a, g], [b, h]) => b - a || g - h).map(([, g]) => g);
-  }
-
-  improved(found) {
-    const { groups } = this.index;
-    const chosen = new Set(found);
-    const last = new Map();
-    const first = new Map();
-    groups.problem.forEach((problem, g) => {
-      const key = `${groups.kind[g]} ${problem}`;
-      if (!first.has(key)) first.set(key, g);
-      if (chosen.has(g)) last.set(key, g);
-    });
-    this.gains = new Map();
-    for (const [key, g] of last) {
-      const [before, after] = [this.share(first.get(key)), this.share(g)];
-      if (first.get(key) !== g && before !== null && after !== null) this.gains.set(g, [before, after]);
-    }
-    const gain = ([before, after]) => after - before;
-    return [...this.gains].sort(([g, a], [h, b]) => gain(b) - gain(a) || g - h).map(([g]) => g);
-  }
-
-  // The share of right samples in a group, the greedy one apart; null where none was judged.
-  share(g) {
-    const { starts, samples } = this.index;
-    let right = 0, judged = 0;
-    for (let s = starts[g]; s < starts[g + 1]; s++) {
-      const flags = samples.flags[s];
-      if (flags & GREEDY || !(flags & (RIGHT | WRONG))) continue;
-      judged += 1;
-      right += flags & RIGHT ? 1 : 0;
-    }
-    return judged ? right / judged : null;
   }
 
   // -------------------------------------------------------------------------------- searching
@@ -214,27 +109,17 @@ R1.Transcripts = class {
       this.apply();
       return;
     }
-    const { groups, starts, num } = this.index;
-    const hits = new Uint8Array(starts[num]);
     let shownAt = performance.now();
-    for (let g = 0, chunk = null, number = -1; g < num; g++) {
-      if (groups.chunk[g] !== number) {
-        number = groups.chunk[g];
-        // Past the cache: a search reads everything once.
-        chunk = await R1.unpack(`chunk-${this.run}-${number}`);
-        if (ticket !== this.search) return;
-        if (performance.now() - shownAt > 150) {
-          this.counted.textContent = `searching: ${Math.round((100 * g) / num)}%`;
-          await new Promise((resolve) => setTimeout(resolve));
-          shownAt = performance.now();
-        }
+    const hits = await this.index.search(query, async (share) => {
+      // Now and then the page gets its turn.
+      if (performance.now() - shownAt > 150) {
+        this.counted.textContent = `searching: ${Math.round(100 * share)}%`;
+        await new Promise((resolve) => setTimeout(resolve));
+        shownAt = performance.now();
       }
-      const [question, gold, samples] = chunk[groups.place[g]];
-      const whole = holds(query, question) || holds(query, gold);
-      samples.forEach(([text, answer, reason, , fault], i) => {
-        hits[starts[g] + i] = whole || holds(query, text) || holds(query, reason) || holds(query, answer) || holds(query, fault) ? 1 : 0;
-      });
-    }
+      return ticket === this.search;
+    });
+    if (!hits) return;
     this.hits = hits;
     this.apply();
   }
@@ -246,7 +131,7 @@ R1.Transcripts = class {
     const shown = this.found.slice(from, from + PAGE);
     this.list.replaceChildren(...shown.map((g) => this.row(g)));
     this.list.scrollTop = 0;
-    if (!shown.length) this.list.append(R1.el("p", { class: "soft", style: null }, "\u00a0 Nothing matches."));
+    if (!shown.length) this.list.append(R1.el("p", { class: "soft" }, "\u00a0 Nothing matches."));
     this.back.disabled = this.page === 0;
     this.on.disabled = from + PAGE >= this.found.length;
     this.paged.textContent = shown.length ? `${R1.count(from + 1)}–${R1.count(from + shown.length)} of ${R1.count(this.found.length)}` : "";
@@ -308,14 +193,13 @@ R1.Transcripts = class {
   async choose(g, scroll) {
     this.open = g;
     this.all = false;
-    this.current = null;
     if (g === null) {
       this.detail.replaceChildren();
       return;
     }
-    const chunk = await this.index.chunks.get(this.index.groups.chunk[g]);
+    const texts = await this.index.texts(g);
     if (this.open !== g) return;
-    this.draw(g, chunk[this.index.groups.place[g]]);
+    this.draw(g, texts);
     const page = Math.floor(this.found.indexOf(g) / PAGE);
     if (page >= 0 && page !== this.page) {
       this.page = page;
@@ -330,8 +214,8 @@ R1.Transcripts = class {
     const { el } = R1;
     const { starts } = this.index;
     const numbers = samples.map((_, i) => i);
-    const matching = numbers.filter((i) => this.wantedSamples[starts[g] + i]);
-    const shown = this.inOrder(g, this.all ? numbers : matching);
+    const matching = numbers.filter((i) => this.wanted[starts[g] + i]);
+    const shown = this.index.within(g, this.all ? numbers : matching, this.inputs.order.value);
     const hidden = samples.length - shown.length;
     const more = hidden
       ? el("button", { type: "button", class: "plain", onclick: () => { this.all = true; this.draw(g, [question, gold, samples]); } },
@@ -344,25 +228,14 @@ R1.Transcripts = class {
     );
   }
 
-  inOrder(g, numbers) {
-    const { starts, samples } = this.index;
-    const at = (column) => (i) => samples[column][starts[g] + i] ?? -Infinity;
-    const by = { high: [at("score"), -1], low: [at("score"), 1], longest: [at("length"), -1], shortest: [at("length"), 1] };
-    const [value, sign] = by[this.inputs.order.value] || [null, 1];
-    return value ? [...numbers].sort((a, b) => sign * (value(a) - value(b)) || a - b) : numbers;
-  }
-
   asked(g, question, gold, num, matching) {
     const { el } = R1;
     const { groups, problems } = this.index;
     const [id, source] = problems[groups.problem[g]];
-    const others = [];
-    groups.problem.forEach((problem, other) => {
-      if (problem === groups.problem[g] && groups.kind[other] === groups.kind[g]) others.push(other);
-    });
+    const others = this.index.again(g);
     const steps = others.length > 1
       ? el("div", { class: "chips" }, "the same problem at step", others.map((other) => {
-        const share = this.share(other);
+        const share = this.index.share(other);
         return el("button", { type: "button", class: "plain", "aria-current": String(other === g),
           title: share === null ? "" : `${(100 * share).toFixed(0)}% right`, onclick: () => this.visit(other) },
         String(groups.step[other]));
@@ -379,8 +252,8 @@ R1.Transcripts = class {
   // Another group of the same problem, whether or not the filters want it.
   async visit(g) {
     const { starts } = this.index;
-    if (!this.wantedSamples.subarray(starts[g], starts[g + 1]).includes(1)) {
-      this.wantedSamples.fill(1, starts[g], starts[g + 1]);
+    if (!this.wanted.subarray(starts[g], starts[g + 1]).includes(1)) {
+      this.wanted.fill(1, starts[g], starts[g + 1]);
     }
     await this.choose(g);
   }
@@ -488,13 +361,3 @@ R1.Transcripts = class {
     for (const details of this.detail.querySelectorAll("details.thinking")) details.open = this.unfolded;
   }
 };
-
-function verdictOf(flags) {
-  if (flags & FAULT) return "fault";
-  if (flags & RIGHT) return "right";
-  return flags & WRONG ? "wrong" : "unjudged";
-}
-
-function holds(query, text) {
-  return Boolean(query) && typeof text === "string" && text.toLowerCase().includes(query);
-}
