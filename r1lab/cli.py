@@ -1,8 +1,9 @@
 """The `r1lab` command.
 
 What is cheap to check is checked first: a recipe that cannot run is refused within a second, in
-one line, before torch is imported. Exit codes: 0 done, 2 bad input, 3 a reward that failed
-its check, 4 a run that stopped itself or cannot learn, 130 interrupted.
+one line, before torch is imported. Exit codes: 0 done, or saved after a signal; 2 bad input;
+3 a reward that failed its check; 4 a run that stopped itself or cannot learn; 5 a machine that gave
+way; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -85,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.epilog = _LAUNCH
     _add_recipe(train)
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    train.add_argument(
+        "--force", action="store_true", help="resume although the recipe has become another"
+    )
     train.add_argument(
         "--preflight", action="store_true",
         help="sample a few groups and say whether this run can learn (exit code 0) or not (4)",
@@ -227,13 +231,14 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
     from r1lab.grpo.trainer import train
 
     try:
-        folder = train(recipe, resume=options.resume)
+        ended = train(recipe, resume=options.resume, force=options.force)
     finally:
         # Also of a run that stopped: its curves are where one looks first.
         if _rank() == 0:
             _draw(Path(recipe.run_folder))
-    if _rank() == 0:
-        model = folder / "checkpoints" / f"step-{recipe.steps}" / "model"
+    if _rank() == 0 and not ended.signal:
+        folder = ended.folder
+        model = folder / "checkpoints" / f"step-{ended.step}" / "model"
         print(f"{folder}: summary.json, curves.png, rollouts/, eval/; the trained model is {model}")
         print(
             f"open {folder / 'report.html'} in a browser, or read samples with: r1lab show {folder}"
@@ -248,8 +253,11 @@ def _draw(folder: Path) -> None:
 
     run = RunFolder(folder)
     if run.metrics() or run.evals():
-        draw_curves(run)
-        write_report([run])
+        try:
+            draw_curves(run)
+            write_report([run])
+        except Exception as error:  # no disk or memory for it: what stopped the run is to be told
+            print(f"r1lab: curves and report are not drawn: {error}", file=sys.stderr)
 
 
 def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:

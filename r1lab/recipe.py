@@ -129,6 +129,9 @@ class AlgorithmSettings(Section):
     tokens_per_microbatch: Positive = Field(
         4096, description="padded tokens of one forward; lower it when memory runs out"
     )
+    max_skipped: Positive = Field(
+        3, description="updates in a row without a finite gradient that stop the run"
+    )
     max_sync_kl: float | None = Field(
         None,
         gt=0,
@@ -183,6 +186,10 @@ class TrainRecipe(Section):
 
     name: RunName = Field(description="letters, digits, `.`, `_` and `-`")
     output: Name | None = Field(None, description="the run folder; null: runs/<name>")
+    resume: Literal["never", "auto"] = Field(
+        "never",
+        description="auto: go on where the run folder holds a run already, as with --resume",
+    )
     seed: Seed = 0
     steps: Positive = 60
     model: ModelSettings = ModelSettings()
@@ -196,6 +203,11 @@ class TrainRecipe(Section):
         None,
         le=1024,
         description="processes that run rewards, for each training process; null: its cores",
+    )
+    max_fault_share: Fraction = Field(
+        0.5,
+        description="of a step's responses that rewards may fail to score (killed, raised); "
+        "more stop the run",
     )
     sampling: SamplingRecipe = SamplingRecipe()
     algorithm: AlgorithmSettings = AlgorithmSettings()

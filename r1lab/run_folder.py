@@ -9,6 +9,7 @@
     preflight.json         whether it could learn, where that was asked before it began
     checkpoints/           the trainer's own
     events.jsonl           starts, resumes, warnings and faults, each with its time
+    faulty/                batches that a run could not learn from, kept for study
 
 Lines are flushed one by one, whole files are put in place whole: what an interrupted run leaves can
 be read. `truncate` takes back what came after the step that a run resumes from, so that no line
@@ -20,7 +21,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,33 @@ class RunFolder:
     def events_path(self) -> Path:
         return self.path / "events.jsonl"
 
+    @property
+    def faulty_path(self) -> Path:
+        return self.path / "faulty"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of this folder while inside; R1labError where one is in it.
+
+        The lock is the kernel's and ends with the process, however that ends.
+        """
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise R1labError(
+                    f"output: another run ({file.read().strip()}) is writing into {self.path}; "
+                    "wait for it, or name another folder with --output"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            yield
+
     # -------------------------------------------------------------------------- writing
 
     def log_metrics(self, step: int, values: Mapping[str, Any]) -> None:
@@ -120,16 +149,13 @@ class RunFolder:
 
         `advantages` as `group_advantages` returns them, where they are to be seen.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        _write_groups(self.rollouts_path / f"{_STEP.format(step)}.parquet", scored, advantages)
 
-        rows = list(_rollout_rows(scored, advantages))
-        table = pa.Table.from_pylist(rows, schema=_rollout_schema())
-        path = self.rollouts_path / f"{_STEP.format(step)}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
+    def write_faulty(self, step: int, scored: Sequence[Scored]) -> Path:
+        """Keep the groups of a step that a run could not learn from; the file, as of rollouts."""
+        path = self.faulty_path / f"{_STEP.format(step)}.parquet"
+        _write_groups(path, scored, None)
+        return path
 
     def write_eval(self, step: int, result: Mapping[str, Any]) -> Path:
         """Write an evaluation (`EvalResult.as_dict()`) to eval/step-N.json; its path."""
@@ -161,7 +187,18 @@ class RunFolder:
                     path.unlink()
         self.summary_path.unlink(missing_ok=True)
 
+    def sync(self) -> None:
+        """Have the disk hold the lines written so far, before a checkpoint counts on them."""
+        for path in (self.metrics_path, self.timings_path, self.events_path):
+            if path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+
     # -------------------------------------------------------------------------- reading
+
+    def has_eval(self, step: int) -> bool:
+        """Whether the evaluation of a step was written."""
+        return (self.eval_path / f"{_STEP.format(step)}.json").exists()
 
     def events(self) -> list[Row]:
         """The lines of events.jsonl, in order."""
@@ -184,6 +221,7 @@ class RunFolder:
 
         Columns as in `_rollout_schema`.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = self.rollouts_path / f"{_STEP.format(step)}.parquet"
@@ -191,7 +229,13 @@ class RunFolder:
             steps = self.rollout_steps()
             kept = f"{steps[0]} to {steps[-1]}" if steps else "none"
             raise R1labError(f"{self.path} has no rollouts of step {step}; kept: {kept}")
-        rows: list[Row] = pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+        try:
+            rows: list[Row] = pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+        except (OSError, pa.ArrowException) as error:
+            raise R1labError(
+                f"{path} cannot be read ({' '.join(str(error).split())[:120]}); it is no figure's "
+                "source: delete it and read another step"
+            ) from error
         return rows
 
     def evals(self) -> list[Row]:
@@ -214,6 +258,20 @@ class RunFolder:
             return {}
         recipe: Row = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")) or {}
         return recipe
+
+
+def _write_groups(
+    path: Path, scored: Sequence[Scored], advantages: Sequence[Sequence[float | None]] | None
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = list(_rollout_rows(scored, advantages))
+    table = pa.Table.from_pylist(rows, schema=_rollout_schema())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, path)
 
 
 def _rollout_schema() -> Any:

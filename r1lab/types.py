@@ -44,6 +44,16 @@ class RunStopped(R1labError):
     exit_code = 4
 
 
+class MachineFault(R1labError):
+    """What a run stands on gave way: the sampler's engine, memory, the disk."""
+
+    exit_code = 5
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop. Like KeyboardInterrupt, no `except Exception` may eat it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One question with a checkable answer.

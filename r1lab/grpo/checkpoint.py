@@ -1,63 +1,167 @@
-"""Checkpoints of a run: everything that decides its future, written whole or not at all."""
+"""Checkpoints of a run: everything that decides its future, written whole or not at all.
+
+    checkpoints/step-N/
+        rank-R.pt       one process's state (`Run.state_dict`): plain containers and tensors
+        model/          the trained weights as an ordinary Hugging Face folder, adapters merged
+        manifest.json   step, number of processes, and the SHA-256 of every file above
+
+All of it is written into `step-N.tmp`, synced, and renamed at the end, so that a folder of the
+final name is whole. What happens to it later (a disk that lies, a copy that was cut off) the
+manifest tells.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from r1lab.types import R1labError
+
 _NAME = re.compile(r"step-(\d+)")
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Torn:
+    """A checkpoint that is not as it was written."""
+
+    name: str
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The checkpoint to go on from, and what was passed over on the way to it."""
+
+    step: int
+    folder: Path
+    passed_over: tuple[Torn, ...]
 
 
 def save_checkpoint(
-    folder: Path, step: int, state: dict[str, Any], *, rank: int, keep: int
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    *,
+    keep: int,
+    write_model: Callable[[Path], None],
+    rank: int = 0,
+    num_processes: int = 1,
+    wait: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write one process's state of `step`; the main process (rank 0) also clears old checkpoints.
+    """Write the checkpoint of `step`, every process its own state; return its folder.
 
-    Each process writes its own file under a temporary name, synced and then renamed, so that a
-    file of the final name is always whole.
+    All processes call it together and `wait` for each other. The main one (rank 0) also writes the
+    model into the folder given to `write_model`, puts the whole in place, and clears all but the
+    newest `keep`.
     """
-    target = folder / f"step-{step}"
-    target.mkdir(parents=True, exist_ok=True)
-    path = target / f"rank-{rank}.pt"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    target, temporary = folder / f"step-{step}", folder / f"step-{step}.tmp"
     if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    wait()
+    with _state_path(temporary, rank).open("wb") as file:
+        torch.save(state, file)
+    if rank == 0:
+        write_model(temporary / "model")
+    wait()
+    if rank == 0:
+        _write_manifest(temporary, step, num_processes)
+        _sync_tree(temporary)
+        if target.exists():  # left by a run that went on from an older checkpoint
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _sync(folder)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
+    wait()
     return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints, oldest first."""
+    """All checkpoints, oldest first, whole or not."""
     found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := _NAME.fullmatch(p.name))]
     return [path for _, path in sorted(found)]
 
 
-def newest_checkpoint(folder: Path, num_processes: int) -> tuple[int, Path] | None:
-    """(step, folder) of the newest checkpoint that every process has written, or None."""
+def newest_checkpoint(folder: Path, num_processes: int) -> Found | None:
+    """The newest whole checkpoint, or None where there is none at all.
+
+    One that is torn or altered is passed over for the one before. Raises R1labError where
+    checkpoints are there but all are torn, or where another number of processes wrote them.
+    """
+    passed_over: list[Torn] = []
     for path in reversed(list_checkpoints(folder)):
-        if all((path / f"rank-{rank}.pt").exists() for rank in range(num_processes)):
-            return int(path.name.removeprefix("step-")), path
+        fault = fault_of(path)
+        if fault is None:
+            _check_processes(path, num_processes)
+            return Found(int(path.name.removeprefix("step-")), path, tuple(passed_over))
+        passed_over.append(Torn(path.name, fault))
+    if passed_over:
+        said = "; ".join(f"{torn.name}: {torn.fault}" for torn in passed_over)
+        raise R1labError(
+            f"output: no checkpoint in {folder} is whole ({said}); start anew in another folder "
+            "with --output"
+        )
     return None
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a torn checkpoint, so that it is no longer counted among those to keep."""
+    aside = checkpoint.with_name(checkpoint.name + ".torn")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+
+
+def _check_processes(checkpoint: Path, num_processes: int) -> None:
+    wrote = json.loads((checkpoint / _MANIFEST).read_text())["num_processes"]
+    if wrote != num_processes:
+        raise R1labError(
+            f"output: {checkpoint} is of another number of processes ({wrote}) than this launch "
+            f"({num_processes}); resume with {wrote}, or name another folder with --output"
+        )
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None where it is as it was written."""
+    try:
+        manifest = json.loads((checkpoint / _MANIFEST).read_text())
+        expected_of = dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{_MANIFEST} is missing or torn ({type(error).__name__})"
+    for name, expected in expected_of.items():
+        path = checkpoint / name
+        if not path.exists():
+            return f"{name} is missing"
+        if _sha256(path) != expected:
+            return f"{name} is not what was written (SHA-256 differs)"
+    return None
+
+
+def load_state(checkpoint: Path, rank: int) -> dict[str, Any]:
+    """One process's state; unpickles tensors and plain containers only."""
+    state: dict[str, Any] = torch.load(_state_path(checkpoint, rank), weights_only=True)
+    return state
 
 
 def random_states() -> dict[str, Any]:
     """The states of the random generators that training may draw from."""
     import numpy
 
+    kind, keys, *rest = numpy.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
+        "numpy": (kind, torch.tensor(numpy.asarray(keys, dtype="int64")), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -68,7 +172,41 @@ def set_random_states(states: dict[str, Any]) -> None:
     import numpy
 
     random.setstate(states["python"])
-    numpy.random.set_state(states["numpy"])
+    kind, keys, *rest = states["numpy"]
+    numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
     torch.set_rng_state(states["torch"])
     if states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _state_path(checkpoint: Path, rank: int) -> Path:
+    return checkpoint / f"rank-{rank}.pt"
+
+
+def _write_manifest(checkpoint: Path, step: int, num_processes: int) -> None:
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    manifest = {
+        "step": step,
+        "num_processes": num_processes,
+        "sha256": {str(path.relative_to(checkpoint)): _sha256(path) for path in files},
+    }
+    (checkpoint / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder, before anything relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

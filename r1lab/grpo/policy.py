@@ -22,7 +22,7 @@ from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.weights import base_model, checkpoint_weights
 from r1lab.recipe import AlgorithmSettings, OptimizerSettings
 from r1lab.rollout.agreement import k3_sum
-from r1lab.types import Batch, Rollout, Scored, Verdict
+from r1lab.types import Batch, Rollout, RunStopped, Scored, Verdict
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,6 +51,17 @@ class GradientStats:
         return int(self.means["sequences"])
 
 
+class NonFiniteError(RunStopped):
+    """Several updates in a row had a loss or gradient that is not a finite number."""
+
+    def __init__(self, num_updates: int) -> None:
+        """`num_updates`: how many in a row."""
+        super().__init__(
+            f"the loss or its gradient was not finite in {num_updates} updates in a row "
+            "(algorithm.max_skipped): lower optimizer.learning_rate, or look at the rewards"
+        )
+
+
 class Policy:
     """A causal LM (full weights or LoRA) with its optimiser and the number of its updates.
 
@@ -71,7 +82,7 @@ class Policy:
         self.model, self.accelerator = model, accelerator
         self.settings, self.total_updates = optimizer, total_updates
         self.temperature, self.pad_token_id = temperature, pad_token_id
-        self.version, self.num_updates = 0, 0
+        self.version, self.num_updates, self.skipped_in_a_row = 0, 0, 0
         base = base_model(model)
         self._decoder, self._head = base.get_decoder(), base.get_output_embeddings()
         self.optimizer = MasterAdamW(
@@ -154,20 +165,30 @@ class Policy:
         total, num_tokens = self.sum_over_processes(gap).tolist()
         return (total / num_tokens if num_tokens else None), int(num_tokens)
 
-    def apply_gradient(self, *, has_gradient: bool = True) -> dict[str, float]:
-        """One AdamW update with the gathered gradient; returns its norm and the learning rate.
+    def apply_gradient(
+        self, *, has_gradient: bool = True, loss: float = 0.0, max_skipped: int = 1
+    ) -> dict[str, float]:
+        """One AdamW update with the gathered gradient; its norm, the learning rate, if skipped.
 
         Without a gradient (every group of every process without variance) nothing moves: AdamW's
-        momentum alone would go on pushing.
+        momentum alone would go on pushing. Nor does anything move where the gradient or the `loss`
+        it came from is not finite: such an update is skipped and counted, and the `max_skipped`-th
+        in a row raises NonFiniteError before it changes anything.
         """
         rate = learning_rate_at(
             self.num_updates, self.num_updates / max(self.total_updates - 1, 1),
             peak=self.settings.learning_rate, schedule=self.settings.schedule,
             warmup_steps=self.settings.warmup_steps, final_fraction=self.settings.final_fraction,
         )  # fmt: skip
-        norm = self.optimizer.step(rate, self.settings.max_grad_norm) if has_gradient else 0.0
+        norm = self.optimizer.gradient_norm() if has_gradient else 0.0
+        is_finite = math.isfinite(norm) and math.isfinite(loss)
+        if not is_finite and self.skipped_in_a_row + 1 >= max_skipped:
+            raise NonFiniteError(max_skipped)
+        if has_gradient and is_finite:
+            self.optimizer.step(rate, self.settings.max_grad_norm, norm)
+        self.skipped_in_a_row = 0 if is_finite else self.skipped_in_a_row + 1
         self.num_updates += 1
-        return {"grad_norm": norm, "learning_rate": rate}
+        return {"grad_norm": norm, "learning_rate": rate, "skipped": float(not is_finite)}
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
         """The tensor summed over all processes (itself where there is one)."""
@@ -193,6 +214,7 @@ class Policy:
             "buffers": dict(base_model(self.model).named_buffers()),
             "version": self.version,
             "num_updates": self.num_updates,
+            "skipped_in_a_row": self.skipped_in_a_row,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -201,3 +223,4 @@ class Policy:
         for name, buffer in base_model(self.model).named_buffers():
             buffer.copy_(state["buffers"][name])
         self.version, self.num_updates = state["version"], state["num_updates"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from r1lab.grpo.advantage import group_advantages
-from r1lab.grpo.batch import pack, split
+from r1lab.grpo.batch import SumOverProcesses, pack, split
 from r1lab.grpo.policy import GradientStats, Policy
 from r1lab.recipe import TrainRecipe
 from r1lab.rollout.source import RolloutSource
-from r1lab.types import Batch, Completion, Fault, Scored, Verdict
+from r1lab.types import Batch, Completion, Fault, RunStopped, Scored, Verdict
 from r1lab.verify import Verifiers
 
 
@@ -28,15 +28,26 @@ class StepResult:
 
 
 def rl_step(
-    policy: Policy, source: RolloutSource, verifiers: Verifiers, recipe: TrainRecipe
+    policy: Policy,
+    source: RolloutSource,
+    verifiers: Verifiers,
+    recipe: TrainRecipe,
+    *,
+    before_update: Callable[[list[Scored]], None] = lambda scored: None,
 ) -> StepResult:
-    """Sample, score, weigh, update, hand the new weights to the sampler."""
+    """Sample, score, weigh, update, hand the new weights to the sampler.
+
+    `before_update` hears of the scored groups; up to it nothing has changed but the position of
+    `source`.
+    """
     clock = Clock()
     algorithm = recipe.algorithm
     with clock("rollout"):
         rollouts = source.next(policy.version)  # G completions of each question, o_i ~ pi_old
     with clock("reward"):
         scored = verifiers.score(rollouts)  # r_i, with a reason each
+        check_faults(scored, recipe.max_fault_share, policy.sum_over_processes)
+    before_update(scored)
     with clock("update"):
         advantages = group_advantages(scored, algorithm.advantage)  # A_i
         batch = pack(  # tokens, masks, one global denominator
@@ -44,6 +55,7 @@ def rl_step(
             sum_over_processes=policy.sum_over_processes,
         )  # fmt: skip
         stats: list[GradientStats] = []
+        updates: list[dict[str, float]] = []
         for minibatch in split(remember_old(policy, batch, recipe), algorithm.num_minibatches):
             stats.append(policy.gather_gradient(minibatch, algorithm))  # log-probs, loss, clip
             if len(stats) == 1:
@@ -52,14 +64,42 @@ def rl_step(
                 rechecked = source.check_agreement(
                     stats[0].sync_kl, stats[0].num_tokens, policy.sampler_gap
                 )
-            update = policy.apply_gradient(has_gradient=stats[-1].num_sequences > 0)
+            updates.append(
+                policy.apply_gradient(
+                    has_gradient=stats[-1].num_sequences > 0,
+                    loss=stats[-1].means["loss"],
+                    max_skipped=algorithm.max_skipped,
+                )
+            )
         policy.version += 1
     with clock("sync"):
         source.sync(policy)  # exact weights
-    metrics = {**summarise(scored, verifiers, policy), **update_metrics(stats), **update}
+    metrics = {**summarise(scored, verifiers, policy), **update_metrics(stats), **updates[-1]}
+    metrics["skipped"] = sum(update["skipped"] for update in updates)
     metrics["sync_kl_bound"] = source.guard.bound(stats[0].num_tokens)
     metrics["sync_kl_rechecked"] = rechecked
     return StepResult(scored, metrics, clock.seconds)
+
+
+def check_faults(
+    scored: Sequence[Scored], max_share: float, sum_over_processes: SumOverProcesses
+) -> None:
+    """Refuse a step whose rewards broke down for more than `max_share` of its responses.
+
+    What is left of such a step is no fair sample: long answers time out first. Raises RunStopped,
+    with what the first fault said.
+    """
+    outcomes = [outcome for group in scored for outcome in group.outcomes]
+    faults = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
+    counts = torch.tensor([len(faults), len(outcomes)], dtype=torch.float64)
+    num_faults, num_outcomes = sum_over_processes(counts).tolist()
+    if num_faults > max_share * num_outcomes:
+        said = f"{faults[0].kind}: {faults[0].detail}" if faults else "see the other processes"
+        raise RunStopped(
+            f"rewards broke down for {num_faults:.0f} of {num_outcomes:.0f} responses of a step "
+            f"(max_fault_share: {max_share}); the first fault: {said}; try it alone with "
+            "`r1lab verify`"
+        )
 
 
 def remember_old(policy: Policy, batch: Batch, recipe: TrainRecipe) -> Batch:

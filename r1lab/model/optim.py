@@ -65,16 +65,23 @@ class MasterAdamW:
                 master.grad = torch.zeros_like(master)
         return [master.grad for master in self.masters if master.grad is not None]
 
-    def step(self, learning_rate: float, max_grad_norm: float) -> float:
-        """Clip, update, round into the working weights; return the norm before clipping."""
-        gradients = self.gradients()
+    def gradient_norm(self) -> float:
+        """The norm of all gradients together."""
+        return float(torch.nn.utils.get_total_norm(self.gradients()))
+
+    def step(self, learning_rate: float, max_grad_norm: float, norm: float | None = None) -> float:
+        """Clip, update, round into the working weights; return the norm before clipping.
+
+        `norm` is `gradient_norm()` where the caller has it already. It must be finite: one update
+        with a gradient that is not would spoil every weight and both moments for good.
+        """
+        norm = self.gradient_norm() if norm is None else norm
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate
-        norm = torch.nn.utils.get_total_norm(gradients)
-        torch.nn.utils.clip_grads_with_norm_(self.masters, max_grad_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(self.masters, max_grad_norm, torch.tensor(norm))
         self.adamw.step()
         self.write_working_weights()
-        return float(norm)
+        return norm
 
     @torch.no_grad()
     def write_working_weights(self) -> None:

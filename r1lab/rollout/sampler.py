@@ -22,11 +22,15 @@ class Sampler(Protocol):
     the trainer sees it.
     """
 
-    version: int
-    """Of the weights it samples under: that of the last sync; 0: the folder it was built from."""
+    @property
+    def version(self) -> int:
+        """Of the weights it samples under: of the last sync; 0: the folder it was built from."""
+        ...
 
-    max_model_len: int
-    """Prompt and response together, at most, in tokens."""
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and response together, at most, in tokens."""
+        ...
 
     def generate(
         self,

@@ -135,9 +135,11 @@ class VllmSampler:
         """See `Sampler.close`."""
         if not hasattr(self, "llm"):
             return
-        mends.shut_down(self.llm, keep_process_group=_launched())
-        del self.llm
-        VllmSampler._is_open = False
+        try:
+            mends.shut_down(self.llm, keep_process_group=_launched())
+        finally:  # also of an engine that is dead already, so that another one can be built
+            del self.llm
+            VllmSampler._is_open = False
 
     def _params(self, settings: SamplingSettings) -> SamplingParams:
         from vllm import SamplingParams

@@ -19,7 +19,7 @@ TAKEN = frozenset({
     "step", "reward", "length", "length_right", "length_wrong", "truncated", "unanswered",
     "zero_variance", "faults", "responses", "loss", "entropy", "clipped_low", "clipped_high",
     "gradient_tokens", "grad_norm", "learning_rate", "sync_kl", "sync_kl_uncapped",
-    "sync_kl_tokens", "sync_kl_bound", "sync_kl_rechecked",
+    "skipped", "sync_kl_tokens", "sync_kl_bound", "sync_kl_rechecked",
     "grader_score", "grader_gap", "grader_responses",
 })  # fmt: skip
 

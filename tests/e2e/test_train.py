@@ -107,8 +107,9 @@ def test_resume_with_another_number_of_processes_is_refused_and_nothing_is_lost(
 
     other = tmp_path / "other"
     shutil.copytree(whole_run, other)
-    for state in other.glob("checkpoints/*/rank-0.pt"):
-        state.rename(state.with_name("rank-7.pt"))
+    for path in other.glob("checkpoints/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({**manifest, "num_processes": 2}))
     refused = train(other, "--resume", check=False)
     assert refused.returncode == 2 and "number of processes" in refused.stderr
     assert lines(other) == lines(whole_run)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 OPTIONS = {
     "train": [
-        *("--debug", "--dry-run", "--help", "--keys", "--preflight", "--resume"),
+        *("--debug", "--dry-run", "--force", "--help", "--keys", "--preflight", "--resume"),
         *("-h", "RECIPE"),
     ],
     "eval": [
@@ -50,7 +50,7 @@ SIGNATURES = {
         "problem: Problem, completion: Completion, *, forbid_empty: bool=False"
     ),
     "rewards/math.py:reward": "problem: Problem, completion: Completion",
-    "r1lab/grpo/trainer.py:train": "recipe: TrainRecipe, *, resume: bool=False",
+    "r1lab/grpo/trainer.py:train": "recipe: TrainRecipe, *, resume: bool=False, force: bool=False",
     "r1lab/prompts.py:read_response": "response: str",
     "r1lab/recipe_io.py:dump_resolved": (
         "recipe: BaseModel, *, versions: Mapping[str, str] | None=None, commit: str | None=None"
@@ -84,9 +84,9 @@ def trained(monkeypatch, tmp_path) -> list[tuple[TrainRecipe, bool]]:
     calls: list[tuple[TrainRecipe, bool]] = []
     trainer = pytest.importorskip("r1lab.grpo.trainer")
 
-    def train(recipe: TrainRecipe, *, resume: bool) -> Path:
+    def train(recipe: TrainRecipe, *, resume: bool, force: bool) -> object:
         calls.append((recipe, resume))
-        return Path(recipe.run_folder)
+        return trainer.Ended(Path(recipe.run_folder), recipe.steps, None)
 
     monkeypatch.setattr(trainer, "train", train)
     monkeypatch.chdir(tmp_path)
@@ -205,7 +205,7 @@ def test_only_the_first_process_reports_what_all_find(recipe, monkeypatch, capsy
 
 
 def test_a_process_reports_what_only_it_finds(recipe, trained, monkeypatch, capsys):
-    def fail(recipe: TrainRecipe, resume: bool) -> None:
+    def fail(recipe: TrainRecipe, resume: bool, force: bool) -> None:
         raise R1labError("no memory")
 
     monkeypatch.setenv("RANK", "1")

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top: a module imports from its own level and from those below.
 LEVELS = (
     ("r1lab", "r1lab.types"),
-    ("r1lab.prompts", "r1lab.hints", "r1lab.plain_yaml", "r1lab.tables"),
+    ("r1lab.prompts", "r1lab.hints", "r1lab.plain_yaml", "r1lab.shortages", "r1lab.tables"),
     ("r1lab.recipe_section", "r1lab.recipe_watch"),
     ("r1lab.recipe",),
     (
@@ -41,7 +41,17 @@ LEVELS = (
         "r1lab.grpo.batch",
         "r1lab.grpo.loss",
     ),
-    ("r1lab.grpo", "r1lab.grpo.policy", "r1lab.grpo.step", "r1lab.grpo.checkpoint"),
+    (
+        "r1lab.grpo",
+        "r1lab.grpo.policy",
+        "r1lab.grpo.step",
+        "r1lab.grpo.checkpoint",
+        "r1lab.grpo.interrupt",
+        "r1lab.grpo.changes",
+        "r1lab.grpo.faults",
+        "r1lab.grpo.summary",
+        "r1lab.grpo.keeper",
+    ),
     ("r1lab.evaluate", "r1lab.report.figures", "r1lab.report.progress", "r1lab.report.text"),
     (
         "r1lab.grpo.trainer",
@@ -68,6 +78,7 @@ LIGHT = (
     "r1lab.hints",
     "r1lab.model.files",
     "r1lab.plain_yaml",
+    "r1lab.shortages",
     "r1lab.problems",
     "r1lab.prompts",
     "r1lab.published",

@@ -1,0 +1,55 @@
+"""What changed in a recipe between a checkpoint and the run that goes on from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from r1lab.recipe import TrainRecipe
+from r1lab.types import RecipeError
+
+# Keys that change neither what is learned nor what the curves mean: where the run is and how long,
+# what is kept and shown, how work is cut up, and the bounds that stop it.
+HARMLESS = re.compile(
+    r"name|output|resume|steps|tracking\b.*|checkpoints\b.*|watch\b.*|evaluation\.every"
+    r"|reward_workers|max_fault_share|rewards\.\d+\.(seconds|memory_mib|isolate)"
+    r"|sampling\.(kv_cache_gib|gpu_memory_utilization)"
+    r"|algorithm\.(tokens_per_microbatch|max_sync_kl|max_skipped)"
+)
+
+
+def check_changes(before: Mapping[str, Any], recipe: TrainRecipe, *, force: bool) -> list[str]:
+    """The differences, `key: before -> now`, where the run may go on with them.
+
+    `before` is the recipe as a checkpoint holds it. Raises RecipeError, with the differences, where
+    one of them would make it another run and `force` is not set.
+    """
+    changed = dict(differences(before, recipe.model_dump(mode="json")))
+    harmful = [
+        f"{key}: {text}"
+        for key, text in changed.items()
+        if not HARMLESS.fullmatch(key)
+        # Other schedules than the constant one count in shares of the whole run.
+        or (key == "steps" and recipe.optimizer.schedule != "constant")
+    ]
+    if harmful and not force:
+        raise RecipeError(
+            f"the recipe is not the one this run began with: {'; '.join(harmful)}; change it back, "
+            "take another folder with --output, or go on all the same with --resume --force"
+        )
+    return [f"{key}: {text}" for key, text in changed.items()]
+
+
+def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, `before -> now`) of every value that differs, missing ones included."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in sorted({*before, *now}):
+            yield from differences(
+                before.get(name), now.get(name), f"{key}.{name}" if key else str(name)
+            )
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (one, other) in enumerate(zip(before, now, strict=True)):
+            yield from differences(one, other, f"{key}.{index}")
+    elif before != now:
+        yield key, f"{before!r} -> {now!r}"

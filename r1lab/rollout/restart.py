@@ -1,0 +1,133 @@
+"""A sampler that is built anew, once, when its engine dies under a call.
+
+What a call gives depends on (weights, prompts, settings) alone, so a run whose engine died and came
+back is the run in which it did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from r1lab.prompts import Template
+from r1lab.rollout.sampler import Sampler
+from r1lab.shortages import is_out_of_memory
+from r1lab.types import Completion, MachineFault, R1labError, SamplingSettings
+
+if TYPE_CHECKING:
+    import torch
+
+Result = TypeVar("Result")
+
+
+class Weights(Protocol):
+    """What weights are taken from: the policy."""
+
+    version: int
+
+    def checkpoint_weights(self) -> Iterable[tuple[str, torch.Tensor]]: ...
+
+
+class RestartingSampler:
+    """A `Sampler` around one that `build` makes.
+
+    A call that fails is repeated once, on a new engine with the current `weights`; `on_restart`
+    hears of it. With `can_restart` False (several processes, whose engines start together) the
+    first failure is the last. Raises MachineFault then; a sync that cannot be mended raises it at
+    the next call only, so that the update before it is not lost with the engine.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Sampler],
+        weights: Weights,
+        *,
+        can_restart: bool = True,
+        on_restart: Callable[[str], None] = lambda cause: None,
+    ) -> None:
+        self._build, self._weights = build, weights
+        self._can_restart, self._on_restart = can_restart, on_restart
+        self._sampler: Sampler | None = build()
+        self._fault: MachineFault | None = None
+        self.max_model_len = self._sampler.max_model_len
+
+    @property
+    def version(self) -> int:
+        """See `Sampler.version`."""
+        return self._inner.version
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        settings: SamplingSettings,
+        *,
+        template: Template,
+    ) -> list[tuple[Completion, ...]]:
+        """See `Sampler.generate`."""
+        return self._call(lambda: self._inner.generate(prompts, settings, template=template))
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """See `Sampler.sync`; `weights` are those of the policy, as at a restart."""
+        try:
+            self._inner.sync(weights, version)
+        except Exception as error:
+            try:
+                self._restart(error)
+            except MachineFault as fault:
+                self._fault = fault
+
+    def close(self) -> None:
+        """See `Sampler.close`."""
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
+
+    @property
+    def _inner(self) -> Sampler:
+        if self._fault is not None:
+            raise self._fault
+        assert self._sampler is not None, "the sampler is closed"
+        return self._sampler
+
+    def _call(self, call: Callable[[], Result]) -> Result:
+        try:
+            return call()
+        except Exception as error:
+            self._restart(error)
+        try:
+            return call()
+        except Exception as error:
+            if isinstance(error, R1labError):
+                raise
+            raise _died(error, "again after a restart") from error
+
+    def _restart(self, error: Exception) -> None:
+        """Build the engine anew with the current weights; raises what a restart can't mend."""
+        if isinstance(error, R1labError) or is_out_of_memory(error):
+            raise error
+        if not self._can_restart:
+            raise _died(error, "and is not restarted among several processes") from error
+        self._on_restart(_cause(error))
+        try:
+            self.close()
+        except Exception as fault:
+            # Dead already: what it cannot give back, the process gives back at its end.
+            self._on_restart(f"closing it failed too: {_cause(fault)}")
+            self._sampler = None
+        try:
+            self._sampler = self._build()
+            self._sampler.sync(self._weights.checkpoint_weights(), self._weights.version)
+        except Exception as fault:
+            raise _died(fault, "and could not be restarted") from fault
+
+
+def _died(error: Exception, when: str) -> MachineFault:
+    return MachineFault(
+        f"the sampler's engine died {when} ({_cause(error)}); the run is saved up to its last "
+        "step: look at the cause, or try sampling.engine: transformers"
+    )
+
+
+def _cause(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
