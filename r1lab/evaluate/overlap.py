@@ -35,10 +35,14 @@ def training_questions(target: Target, trained_on: str | None) -> list[str] | No
     table. A run that is evaluated is its own answer. Raises R1labError.
     """
     if trained_on is None:
-        return _asked_by(target.run) if target.run is not None else None
+        # Without rollouts nothing is known; that is no reason to refuse the evaluation.
+        return (_asked_by(target.run) if target.run is not None else None) or None
     folder = Path(trained_on).expanduser()
     if folder.is_dir():
-        return _asked_by(folder)
+        RunFolder.open(folder)
+        if not (asked := _asked_by(folder)):
+            raise R1labError(f"--trained-on: {folder} kept no rollouts to see what was asked")
+        return asked
     if trained_on.endswith(TABLES):
         try:
             rows = [row for _, row in read_table(folder)]
@@ -112,11 +116,7 @@ def _asked_by(folder: Path) -> list[str]:
     """The questions in the rollouts that a run kept."""
     import pyarrow.parquet as pq
 
-    run = RunFolder.open(folder)
-    files = sorted(run.rollouts_path.glob("step-*.parquet"))
-    if not files:
-        raise R1labError(f"--trained-on: {folder} kept no rollouts to see what it was trained on")
     found: set[str] = set()
-    for path in files:
+    for path in sorted(RunFolder(folder).rollouts_path.glob("step-*.parquet")):
         found.update(pq.read_table(path, columns=["question"]).column(0).to_pylist())
     return sorted(found)

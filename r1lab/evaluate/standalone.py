@@ -312,9 +312,7 @@ class _Session:
             model=self.target.label, suite=suite.name, shots=self.options.shots,
         )  # fmt: skip
         extras = self._extras(suite, problems, asker, verifiers, runner)
-        row = {**result.as_dict(), **extras}
-        store.finish(row)
-        return row
+        return store.finish({**result.as_dict(), **extras})
 
     def _ask_chunk(
         self,

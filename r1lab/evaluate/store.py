@@ -61,11 +61,11 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
 
-    def finish(self, result: Mapping[str, Any]) -> Path:
-        """Write the result whole, and take the lines away."""
+    def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the result whole and take the lines away; the result as it is read back."""
         write_json(self.result_path, {**result, "plan": self._plan})
         self._lines_path.unlink(missing_ok=True)
-        return self.result_path
+        return read_result(self.result_path)
 
     def finished(self) -> dict[str, Any] | None:
         """The result, where this very evaluation was made before."""
