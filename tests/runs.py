@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,8 +74,9 @@ def make_run(
             folder.write_eval(step, _evaluation(draw, step, skill, words).as_dict())
     folder.write_summary({"steps": steps, "seconds_training": 3.7 * steps, "seconds_total": 60.0})
     if hostile:
-        event = {"time": "2026-01-01T00:00:00+00:00", "event": "warning", "said": "<b>odd</b>"}
-        (folder.path / "events.jsonl").write_text(json.dumps(event) + "\n")
+        point = {"name": "ends", "level": "ok", "found": "all ended", "change": ""}
+        folder.log_event("prospects", step=0, verdict="this run can learn", points=[point])
+        folder.log_event("warning", text="<b>odd</b>", step=2)
     return folder
 
 

@@ -93,15 +93,22 @@ def without_samples(row: Row) -> Row:
     return {key: value for key, value in row.items() if key != "problems"}
 
 
+def suite_paths(folder: RunFolder) -> list[Path]:
+    """What stands in eval/ beside the evaluations of steps: results of `r1lab eval`, by name."""
+    return sorted(
+        path
+        for path in folder.eval_path.rglob("*.json")
+        if path.parent != folder.eval_path or not path.name.startswith("step-")
+    )
+
+
 def other_evaluations(folder: RunFolder) -> list[Row]:
-    """What stands in eval/ beside the evaluations of steps, each with its `file`; samples left out.
+    """The suites that the run's model was scored on, each with its `file`; samples left out.
 
     A file that is not JSON is named with the reason in place of figures.
     """
     found = []
-    for path in sorted(folder.eval_path.rglob("*.json")):
-        if path.parent == folder.eval_path and path.name.startswith("step-"):
-            continue
+    for path in suite_paths(folder):
         name = str(path.relative_to(folder.eval_path))
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -113,12 +120,16 @@ def other_evaluations(folder: RunFolder) -> list[Row]:
     return found
 
 
-def events_of(folder: RunFolder) -> list[Row]:
-    """The whole lines of events.jsonl, where the run kept them."""
-    path = folder.path / "events.jsonl"
+def prospects_of(folder: RunFolder, events: Sequence[Row]) -> Row | None:
+    """Whether the run could learn: as its own start found it, else as asked before it began."""
+    for event in reversed(events):
+        if event.get("event") == "prospects":
+            return event
+    path = folder.path / "preflight.json"
     if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+        return None
+    found: Row = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def faulty_files(folder: RunFolder) -> list[str]:
@@ -141,6 +152,11 @@ def settings_of(recipe: Any, path: str = "") -> dict[str, str]:
     return flat
 
 
+def _flat(event: Row) -> Row:
+    """An event without what is no single value: that has a place of its own in the report."""
+    return {key: value for key, value in event.items() if not isinstance(value, dict | list)}
+
+
 def versions_of(recipe_text: str) -> list[str]:
     """The comment lines at the head of recipe.yaml: versions and the commit."""
     head = takewhile(lambda line: line.startswith("#"), recipe_text.splitlines())
@@ -150,7 +166,7 @@ def versions_of(recipe_text: str) -> list[str]:
 def facts_of(folder: RunFolder, *, price: float | None, watts: float | None) -> dict[str, Any]:
     """All of the above and the lines themselves, for the report."""
     metrics, timings, evals = folder.metrics(), folder.timings(), folder.evals()
-    summary, recipe = folder.summary(), folder.recipe()
+    summary, recipe, events = folder.summary(), folder.recipe(), folder.events()
     path = folder.recipe_path
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     cost = cost_of(metrics, timings, evals, summary, price=price, watts=watts)
@@ -170,7 +186,8 @@ def facts_of(folder: RunFolder, *, price: float | None, watts: float | None) -> 
         "settings": settings_of(recipe),
         "evals": [without_samples(row) for row in evals],
         "other_evals": other_evaluations(folder),
-        "events": events_of(folder),
+        "events": [_flat(event) for event in events],
+        "prospects": prospects_of(folder, events),
         "faulty": faulty_files(folder),
         "trouble": [
             {key: row[key] for key in ("step", "faults", "skipped") if row.get(key) is not None}

@@ -12,12 +12,14 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from r1lab.prompts import TEMPLATES
+from r1lab.report.facts import suite_paths
 from r1lab.run_folder import Row, RunFolder
 
 MAX_SAMPLES = 100_000
@@ -27,7 +29,8 @@ _TITLE_LENGTH = 160
 
 # What the index says of a sample beside its score and length.
 RIGHT, WRONG, FAULT, CUT_OFF, NO_ANSWER, GREEDY = 1, 2, 4, 8, 16, 32
-TRAINING, HELD_OUT = 0, 1
+# Whose samples a group holds; SUITE + i: those of the i-th of the index's `suites`.
+TRAINING, HELD_OUT, SUITE = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,13 @@ class Unit:
 class Index:
     """Columns: `groups` have one entry a group, `samples` one a sample, in the same order.
 
-    problems [id, source, first words of the question]; left_out (kind, step) that were too many
+    problems [id, source, first words of the question]; left_out (kind, step) that were too many;
+    suites   the names of what `r1lab eval` scored the run's model on
     """
 
     problems: list[tuple[str, str, str]] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
+    suites: list[str] = field(default_factory=list)
     groups: dict[str, list[int]] = field(
         default_factory=lambda: {
             name: [] for name in ("kind", "step", "problem", "chunk", "place", "size")
@@ -68,21 +73,34 @@ def pack_samples(
     accuracy     the part of a verdict that tells right from wrong
     max_samples  beyond it whole steps are left out evenly, the first and the last kept
     """
-    units = list(units_of(folder))
+    results = dict(_results(folder))
+    suites = {key: path for key, path in results.items() if key[0] >= SUITE}
+    units = list(units_of(folder, results))
     kept = thin(units, max_samples, MAX_BYTES)
     index = Index(left_out=[(unit.kind, unit.step) for unit in units if unit not in kept])
+    index.suites = [path.stem for path in suites.values()]
     packer = _Packer(index, accuracy)
-    evals = {row.get("step") or 0: row for row in folder.evals()}
     for unit in kept:
-        if unit.kind == HELD_OUT:
-            yield from packer.add_evaluation(unit.step, evals[unit.step])
-        else:
+        if unit.kind == TRAINING:
             yield from packer.add_rollouts(unit.step, folder.rollouts(unit.step))
+        else:
+            result = json.loads(results[unit.kind, unit.step].read_text(encoding="utf-8"))
+            yield from packer.add_evaluation(unit.kind, unit.step, result)
     yield from packer.flush()
     yield index
 
 
-def units_of(folder: RunFolder) -> Iterator[Unit]:
+def _results(folder: RunFolder) -> Iterator[tuple[tuple[int, int], Path]]:
+    """Each evaluation's kind and step with its file; of one file a kind, but for those of steps."""
+    for path in sorted(folder.eval_path.glob("step-*.json")):
+        yield (HELD_OUT, int(path.stem.removeprefix("step-"))), path
+    # A suite is scored after the run: behind its last step.
+    last = max([*folder.rollout_steps(), 0])
+    for number, path in enumerate(suite_paths(folder)):
+        yield (SUITE + number, last), path
+
+
+def units_of(folder: RunFolder, results: Mapping[tuple[int, int], Path]) -> Iterator[Unit]:
     """Every step and every evaluation that has samples, in the order they were made."""
     import pyarrow.parquet as pq
 
@@ -93,14 +111,21 @@ def units_of(folder: RunFolder) -> Iterator[Unit]:
             metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)
         )
         units.append(Unit(TRAINING, step, metadata.num_rows, num_bytes))
-    for row in folder.evals():
-        problems = row.get("problems") or ()
-        samples = [sample for problem in problems for sample in problem["samples"]]
-        num_bytes = sum(len(sample["text"]) for sample in samples)
-        if samples:
-            units.append(Unit(HELD_OUT, row.get("step") or 0, len(samples), num_bytes))
+    for (kind, step), path in results.items():
+        lengths = [len(sample["text"]) for sample in _samples(path)]
+        if lengths:
+            units.append(Unit(kind, step, len(lengths), sum(lengths)))
     # The evaluation of a step is made after it.
     yield from sorted(units, key=lambda unit: (unit.step, unit.kind))
+
+
+def _samples(path: Path) -> list[Row]:
+    """The samples of an evaluation; none of a file that is no evaluation (the report names it)."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [sample for problem in content["problems"] for sample in problem["samples"]]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def thin(units: Sequence[Unit], max_samples: int, max_bytes: int) -> list[Unit]:
@@ -109,7 +134,7 @@ def thin(units: Sequence[Unit], max_samples: int, max_bytes: int) -> list[Unit]:
         return []
     for every in range(1, len(units) + 1):
         kept = []
-        for kind in (TRAINING, HELD_OUT):
+        for kind in sorted({unit.kind for unit in units}):
             of_kind = [unit for unit in units if unit.kind == kind]
             kept += [
                 unit for i, unit in enumerate(of_kind) if i % every == 0 or i == len(of_kind) - 1
@@ -149,7 +174,7 @@ class _Packer:
                 first["gold"], packed,
             )  # fmt: skip
 
-    def add_evaluation(self, step: int, row: Row) -> Iterator[str]:
+    def add_evaluation(self, kind: int, step: int, row: Row) -> Iterator[str]:
         """An evaluation as eval/*.json has it; the greedy answer stands behind the samples."""
         template = TEMPLATES.get(row.get("template") or "")
         prefix = template.prefix if template else ""
@@ -158,7 +183,7 @@ class _Packer:
             if problem.get("greedy"):
                 packed.append(self._sample(problem["greedy"], prefix, GREEDY))
             yield from self._add(
-                HELD_OUT, step, (problem["id"], problem["source"]), problem["question"],
+                kind, step, (problem["id"], problem["source"]), problem["question"],
                 problem["answer"], packed,
             )  # fmt: skip
 

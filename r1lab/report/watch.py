@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from r1lab.report.facts import accuracy_part, events_of, figure_of
+from r1lab.report.facts import accuracy_part, figure_of
 from r1lab.report.figures import duration, is_number, said, sparkline
 from r1lab.report.text import printable
 from r1lab.run_folder import Row, RunFolder
@@ -109,7 +109,7 @@ def look(folder: RunFolder) -> Snapshot:
         metrics=folder.metrics(),
         timings=folder.timings(),
         evals=evals,
-        events=events_of(folder),
+        events=folder.events(),
         ended=ended,
     )
 
@@ -207,7 +207,11 @@ def _estimate(estimate: Row | None, form: str) -> str:
 def _happened(events: Sequence[Row]) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for event in events[-_NUM_EVENTS:]:
-        told = "  ".join(f"{k} {v}" for k, v in event.items() if k not in ("time", "event"))
+        told = "  ".join(
+            str(value) if key in ("text", "verdict") else f"{key} {value}"
+            for key, value in event.items()
+            if key not in ("time", "event") and not isinstance(value, dict | list)
+        )
         lines.append(
             Text.assemble(
                 (f"{printable(str(event.get('time', '')))}  ", "dim"),

@@ -113,7 +113,7 @@ def test_every_other_figure_is_there_on_demand(page: Page) -> None:
 def test_cost_faults_events_and_settings(page: Page) -> None:
     facts = page.text("#run-facts")
     for part in ("0.03", "0.00075 kWh", "step 2: 1 update skipped",
-                 "step 6: 1 response faulted", "warning said <b>odd</b>", "questions_per_step: 32",
+                 "step 6: 1 response faulted", "warning: <b>odd</b>", "questions_per_step: 32",
                  "r1lab"):  # fmt: skip
         assert part in facts, part
     assert "$0.03" in page.text(".tiles") and "faults1" in page.text(".tiles")
@@ -250,7 +250,7 @@ def test_the_same_problem_at_other_steps(page: Page) -> None:
     page.set("kind", "1")
     page.until("return document.querySelectorAll('.asked .chips button').length === 3")
     page.js("document.querySelector('.asked .chips button').click()")
-    page.until("return document.querySelector('.asked .hint').textContent.includes('step 0')")
+    page.until("return document.querySelector('.asked .hint').textContent.includes('eval 0')")
     page.until("return document.querySelectorAll('.sample').length === 5")  # and the greedy answer
 
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from r1lab.report.transcripts import (
     HELD_OUT,
     NO_ANSWER,
     RIGHT,
+    SUITE,
     TRAINING,
     WRONG,
     Unit,
@@ -134,7 +136,11 @@ def test_facts(run: RunFolder) -> None:
         {"step": 2, "faults": 0.0, "skipped": 1.0}, {"step": 6, "faults": 1.0, "skipped": 0.0},
     ]  # fmt: skip
     assert facts["versions"][0].startswith("r1lab ")
-    assert facts["events"][0]["event"] == "warning"
+    assert [event["event"] for event in facts["events"]] == ["prospects", "warning"]
+    assert "points" not in facts["events"][0]
+    assert facts["prospects"]["points"][0]["found"] == "all ended"
+    assert facts["settings"]["sampling.group_size"] == "16"
+    assert facts["settings"]["problems.sources.0.source"] == '"boxes"'
     assert all("problems" not in row for row in facts["evals"])
 
 
@@ -175,6 +181,16 @@ def test_every_sample_is_packed_with_its_verdict(run: RunFolder, page: str) -> N
 
 def test_no_text_of_a_model_stands_in_the_page_as_it_is(page: str) -> None:
     assert HOSTILE[:20] not in page and "<em>2</em>" not in page
+
+
+def test_the_samples_of_a_suite_stand_behind_those_of_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2, every=2)
+    shutil.copy(run.eval_path / "step-000002.json", run.eval_path / "gsm8k-0123abcd.json")
+    (run.eval_path / "torn.json").write_text("{")
+    (run.eval_path / "odd.json").write_text("[1]")
+    index = unpacked(write_report([run]).read_text())["index-0"]
+    assert index["suites"] == ["gsm8k-0123abcd", "odd", "torn"]
+    assert index["groups"]["kind"][-6:] == [SUITE] * 6 and index["groups"]["step"][-1] == 2
 
 
 def test_too_many_samples_leave_out_whole_steps_evenly() -> None:

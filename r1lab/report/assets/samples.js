@@ -2,7 +2,7 @@
 // The samples of a run as its index has them (r1lab/report/transcripts.py): a few numbers of each, in
 // columns, enough to filter and to sort. Nothing here touches the page.
 const RIGHT = 1, WRONG = 2, FAULT = 4, CUT_OFF = 8, NO_ANSWER = 16, GREEDY = 32;
-const TRAINING = 0, HELD_OUT = 1;
+const TRAINING = 0, HELD_OUT = 1, SUITE = 2; // SUITE + i: the i-th of the index's suites
 const VERDICTS = {
   any: ["any verdict", 0], right: ["right", RIGHT], wrong: ["wrong", WRONG], fault: ["faulted", FAULT],
   cut: ["cut off", CUT_OFF], none: ["no answer", NO_ANSWER], greedy: ["greedy answer", GREEDY],
@@ -24,6 +24,13 @@ R1.Samples = class {
     Object.assign(this, index, { run, chunks: new R1.Chunks(run, 16), starts: [0] });
     for (const size of this.groups.size) this.starts.push(this.starts[this.starts.length - 1] + size);
     this.num = this.groups.size.length;
+  }
+
+  // What a group's samples were made for: "step 40", "eval 40", the name of a suite.
+  origin(g) {
+    const kind = this.groups.kind[g];
+    if (kind >= SUITE) return this.suites[kind - SUITE];
+    return `${kind === HELD_OUT ? "eval" : "step"} ${this.groups.step[g]}`;
   }
 
   // [question, gold, samples] of a group.

@@ -134,7 +134,8 @@ R1.Tables = class {
     for (const row of facts.other_evals) {
       const { file, ...rest } = row;
       if (row.overall) {
-        blocks.push({ title: file, note: `${row.k ?? "?"} samples a problem, temperature ${row.temperature ?? "?"}, seed ${row.seed ?? "?"}`, body: this.scores([row], () => "all", true) });
+        const model = row.model ? `${row.model}, ` : "";
+        blocks.push({ title: row.suite ? `${row.suite} (${file})` : file, note: `${model}${row.k ?? "?"} samples a problem, temperature ${row.temperature ?? "?"}, seed ${row.seed ?? "?"}`, body: this.scores([row], () => "all", true) });
       } else {
         blocks.push({ title: file, note: "as it stands in the file", body: R1.el("pre", { class: "recipe" }, JSON.stringify(rest, null, 2)) });
       }
@@ -169,7 +170,7 @@ R1.Tables = class {
     this.runs.forEach(({ facts, panels }, number) => {
       if (this.several) place.append(R1.el("h3", { class: "block" }, this.dot(number), ` ${facts.label}`));
       place.append(
-        R1.el("div", { class: "columns" }, this.cost(facts), this.time(panels), this.versions(facts), this.trouble(facts), this.events(facts)),
+        R1.el("div", { class: "columns" }, this.cost(facts), this.time(panels), this.trouble(facts), this.prospects(facts), this.events(facts), this.versions(facts)),
         R1.el("details", { class: "block" }, R1.el("summary", {}, "Settings: recipe.yaml, resolved"),
           R1.el("pre", { class: "recipe" }, facts.recipe || "not kept")),
       );
@@ -227,11 +228,19 @@ R1.Tables = class {
     return card("Faults and skipped updates", body);
   }
 
+  prospects({ prospects }) {
+    if (!prospects) return null;
+    const signs = { ok: "✓", warning: "!", failed: "✗" };
+    const points = (prospects.points || []).map((point) =>
+      `${signs[point.level] || point.level} ${point.name}: ${point.found}${point.change ? `; ${point.change}` : ""}`);
+    return card("Prospects at the start", R1.el("p", { class: "soft" }, prospects.verdict || ""), list(points));
+  }
+
   events({ events }) {
     if (!events.length) return null;
     return card("Events", list(events.map(({ time, event, ...rest }) => {
-      const told = Object.entries(rest).map(([key, value]) => `${key} ${typeof value === "object" ? JSON.stringify(value) : value}`);
-      return `${time ?? ""} ${event ?? ""} ${told.join(", ")}`;
+      const told = Object.entries(rest).map(([key, value]) => (key === "text" || key === "verdict" ? value : `${key} ${value}`));
+      return `${String(time ?? "").replace("T", " ").replace("+00:00", "")} ${event ?? ""}${told.length ? ": " : ""}${told.join(", ")}`;
     })));
   }
 

@@ -21,7 +21,7 @@ R1.Transcripts = class {
     this.inputs = {
       run: el("select", { onchange: () => this.load(+this.inputs.run.value) },
         this.runs.map((run, number) => el("option", { value: number }, run.facts.label))),
-      kind: choice([["any", "training and held out"], [TRAINING, "training"], [HELD_OUT, "held out"]]),
+      kind: choice([]),
       step: choice([]),
       source: choice([]),
       verdict: choice(Object.entries(VERDICTS).map(([key, [name]]) => [key, name])),
@@ -70,11 +70,14 @@ R1.Transcripts = class {
     const options = (select, any, values) => {
       const chosen = select.value;
       select.replaceChildren(R1.el("option", { value: "any" }, any),
-        ...values.map((value) => R1.el("option", { value }, String(value))));
-      select.value = values.map(String).includes(chosen) ? chosen : "any";
+        ...values.map(([value, name]) => R1.el("option", { value }, String(name))));
+      select.value = values.some(([value]) => String(value) === chosen) ? chosen : "any";
     };
-    options(this.inputs.step, "every step", [...new Set(groups.step)].sort((a, b) => a - b));
-    options(this.inputs.source, "every source", [...new Set(problems.map(([, source]) => source))].sort());
+    const plain = (values) => values.map((value) => [value, value]);
+    options(this.inputs.kind, "everywhere", [[TRAINING, "training"], [HELD_OUT, "held out"],
+      ...this.index.suites.map((name, i) => [SUITE + i, name])]);
+    options(this.inputs.step, "every step", plain([...new Set(groups.step)].sort((a, b) => a - b)));
+    options(this.inputs.source, "every source", plain([...new Set(problems.map(([, source]) => source))].sort()));
     this.leftOut.textContent = leftOut.length
       ? `${R1.plural(leftOut.length, "step or evaluation")} left out to keep this file small; r1lab report --samples N keeps more`
       : "";
@@ -140,7 +143,7 @@ R1.Transcripts = class {
   row(g) {
     const { groups, problems } = this.index;
     const [id, source, question] = problems[groups.problem[g]];
-    const where = `${groups.kind[g] === HELD_OUT ? "eval" : "step"} ${groups.step[g]} · ${source || id}`;
+    const where = `${this.index.origin(g)} · ${source || id}`;
     const gain = this.gains?.get(g);
     const button = R1.el("button", { type: "button", "data-group": g, onclick: () => this.choose(g, true) },
       R1.el("span", { class: "question" }, question || id),
@@ -241,10 +244,10 @@ R1.Transcripts = class {
         String(groups.step[other]));
       }))
       : null;
-    const kind = groups.kind[g] === HELD_OUT ? "held out" : "training";
+    const kind = { [TRAINING]: "training, ", [HELD_OUT]: "held out, " }[groups.kind[g]] || "";
     const count = matching < num ? `${matching} of ${num} responses match` : R1.plural(num, "response");
     return el("div", { class: "asked" },
-      el("div", { class: "hint" }, [kind, `step ${groups.step[g]}`, source, id, count].filter(Boolean).join(" · ")),
+      el("div", { class: "hint" }, [`${kind}${this.index.origin(g)}`, source, id, count].filter(Boolean).join(" · ")),
       el("div", { class: "question" }, this.marked(question)),
       el("div", {}, el("span", { class: "soft" }, "gold  "), el("span", { class: "mono" }, this.marked(gold))), steps);
   }
