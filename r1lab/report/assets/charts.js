@@ -167,7 +167,7 @@ R1.Charts = class {
         y: panel.log ? { distr: 3 } : { range: (_, low, high) => ends(panel, low, high) },
       },
       axes: [
-        { ...axis, size: 30, values: (_, ticks) => ticks.map((x) => (x === null ? "" : String(x))) },
+        { ...axis, size: 24, values: (_, ticks) => ticks.map((x) => (x === null ? "" : String(x))) },
         { ...axis, size: 52, values: (_, ticks) => ticks.map((y) => (y === null ? "" : tick(panel, y))) },
       ],
       hooks: { setCursor: [(plot) => this.follow(one, plot)] },

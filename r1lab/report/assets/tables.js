@@ -64,7 +64,7 @@ R1.Tables = class {
       tile(name, value, `[${short(after.low, form)}, ${short(after.high, form)}]`);
     };
     if (last) {
-      change("pass@1, held out", first.overall.pass_at_1, last.overall.pass_at_1, "share");
+      change("pass@1", first.overall.pass_at_1, last.overall.pass_at_1, "share");
       change(`cons@${last.k}`, first.overall.cons_at_k, last.overall.cons_at_k, "share");
       change("greedy", first.greedy?.pass_at_1, last.greedy?.pass_at_1, "share");
       change("response length", first.overall.length, last.overall.length, "length");
@@ -78,7 +78,7 @@ R1.Tables = class {
     if (facts.max_sync_kl !== null) tile("highest sync KL", facts.max_sync_kl.toExponential(1), "nats a token");
     const faults = total(facts, "faults");
     const skipped = total(facts, "skipped");
-    tile("faults", R1.count(faults), `skipped updates: ${skipped}`, faults + skipped > 0);
+    tile("faults", R1.count(faults), skipped ? R1.plural(skipped, "skipped update") : "none skipped", faults + skipped > 0);
     return el("div", { class: "tiles" }, tiles);
   }
 
