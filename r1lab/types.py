@@ -167,6 +167,11 @@ class Batch:
                  None where the sampler gave none
     logp_old     [N] float32, the trainer's log-prob before the first update of the step; None on
                  the first update, where it equals the current log-prob
+    logp_ref     [N] float32, that of the reference of the KL term; None where there is none
+    stale        [B] bool, sampled under earlier weights than those the step began with: the old
+                 log-prob is then the sampler's
+    experts      [N, layers, top_k] int16, the experts to route each token through, -1: as the
+                 router likes; only layers with routed experts count. None: no replay
     denominator  what the loss is divided by: counted once over all processes and all sequences,
                  those left out for a zero advantage included (see grpo.batch.pack)
     """
@@ -177,6 +182,9 @@ class Batch:
     advantages: torch.Tensor
     logp_sampler: torch.Tensor | None
     logp_old: torch.Tensor | None
+    logp_ref: torch.Tensor | None
+    stale: torch.Tensor
+    experts: torch.Tensor | None
     denominator: float
 
     def __len__(self) -> int:

@@ -1,17 +1,24 @@
 """Advantages of a group: how much better a completion is than its siblings.
 
-Source: GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.2; DeepSeek-R1, arXiv 2501.12948, eq. 3):
-A_i = (r_i - mean(r)) / std(r) over the G completions of one problem. Dr. GRPO (arXiv 2503.20783)
-leaves the division out.
+r_i are the scores of the G completions of one problem, m and s their mean and std, S a std over the
+whole step:
+
+    group_std     (r_i - m) / s                GRPO: DeepSeekMath, arXiv 2402.03300, section 4.1.2;
+                                               DeepSeek-R1, 2501.12948, eq. 3
+    mean_only     r_i - m                      Dr. GRPO: 2503.20783, section 3.2
+    batch_std     (r_i - m) / S(r)             "PPO Lite", 2508.08221: the std of all scores
+    rloo          r_i - mean of the others     RLOO: Ahmadian et al. 2024, 2402.14740, eq. 8
+    reinforce_pp  (r_i - m) / S(r - m)         REINFORCE++-baseline: 2501.03262, section 3.2
 
 Choices that the papers leave open, made as TRL 1.16's GRPOTrainer makes them:
-1. std is the unbiased one (divided by n - 1), and 1e-4 is added to it before dividing.
+1. A std is the unbiased one (divided by n - 1), and 1e-4 is added to it before dividing.
 2. A completion whose verdict has no score (no reward applied to it) stays outside the mean and the
    std, and has advantage 0.
 Where we differ:
 3. A group without variance has advantages of exactly 0, not rounding errors around it, so that
    `grpo.batch.pack` can leave it out of the forward pass.
 4. A fault is no score: such a completion leaves its group, and its advantage is None.
+5. REINFORCE++ subtracts the mean of all r - m as well; it is 0 but for rounding, and is left out.
 
 No torch: a step has some hundreds of scores.
 """
@@ -26,52 +33,111 @@ from r1lab.types import Outcome, Scored, Verdict
 
 STD_EPSILON = 1e-4
 
-Advantage = Callable[[Sequence[float]], list[float]]
+# The scores of each group -> their advantages. `total` adds numbers up over all processes.
+Total = Callable[[Sequence[float]], Sequence[float]]
+Advantage = Callable[[Sequence[Sequence[float]], Total], list[list[float]]]
 
 
-def group_std(rewards: Sequence[float]) -> list[float]:
-    """(r - mean) / (std + 1e-4) of one group, unbiased std; zeros where all rewards are equal."""
-    centred = mean_only(rewards)
-    if not any(centred):
-        return centred
-    std = math.sqrt(math.fsum(a * a for a in centred) / (len(centred) - 1))
-    return [a / (std + STD_EPSILON) for a in centred]
+def group_std(groups: Sequence[Sequence[float]], total: Total) -> list[list[float]]:
+    """(r - mean) / (std + 1e-4) of each group, unbiased std."""
+    return [_over_std(centred) for centred in mean_only(groups, total)]
 
 
-def mean_only(rewards: Sequence[float]) -> list[float]:
-    """r - mean of one group (Dr. GRPO); exactly zeros where all rewards are equal."""
-    if not rewards or min(rewards) == max(rewards):
-        return [0.0] * len(rewards)
-    mean = math.fsum(rewards) / len(rewards)
-    return [reward - mean for reward in rewards]
+def mean_only(groups: Sequence[Sequence[float]], total: Total) -> list[list[float]]:
+    """r - mean of each group (Dr. GRPO); exactly zeros where all of its scores are equal."""
+    return [_centred(rewards) for rewards in groups]
+
+
+def rloo(groups: Sequence[Sequence[float]], total: Total) -> list[list[float]]:
+    """r - mean of the other members: n / (n - 1) of `mean_only`; 0 for a group of one."""
+    return [
+        [a * len(centred) / max(len(centred) - 1, 1) for a in centred]
+        for centred in mean_only(groups, total)
+    ]
+
+
+def batch_std(groups: Sequence[Sequence[float]], total: Total) -> list[list[float]]:
+    """(r - mean of the group) / (std of all scores of the step + 1e-4)."""
+    std = _std_over_all([r for rewards in groups for r in rewards], total)
+    return [[a / (std + STD_EPSILON) for a in centred] for centred in mean_only(groups, total)]
+
+
+def reinforce_pp(groups: Sequence[Sequence[float]], total: Total) -> list[list[float]]:
+    """r - mean of the group, over its own std (+ 1e-4) in the whole step."""
+    centred = mean_only(groups, total)
+    std = _std_over_all([a for of_group in centred for a in of_group], total)
+    return [[a / (std + STD_EPSILON) for a in of_group] for of_group in centred]
 
 
 ADVANTAGES: Mapping[str, Advantage] = MappingProxyType(
-    {"group_std": group_std, "mean_only": mean_only}
+    {
+        "group_std": group_std,
+        "mean_only": mean_only,
+        "batch_std": batch_std,
+        "rloo": rloo,
+        "reinforce_pp": reinforce_pp,
+    }
 )
 
 
-def group_advantages(scored: Sequence[Scored], kind: str) -> list[list[float | None]]:
+def group_advantages(
+    scored: Sequence[Scored], kind: str, *, total: Total | None = None
+) -> list[list[float | None]]:
     """The advantage of each completion of each group, in order.
 
-    scored  P groups; `kind` is a name of ADVANTAGES.
+    scored  P groups; `kind` is a name of ADVANTAGES. `total` sums numbers over processes, where
+    there are several (each must call this then, also with no group); None: one process.
     Returns P lists of as many numbers as the group has completions. None: the completion left its
     group through a Fault. 0: nothing to learn from it (no variance, a group of one, no score).
     Raises ValueError for an unknown kind.
     """
     if kind not in ADVANTAGES:
         raise ValueError(f"advantage {kind!r} is not one of {', '.join(sorted(ADVANTAGES))}")
-    return [_of_one_group(group.outcomes, ADVANTAGES[kind]) for group in scored]
+    scores = [_scores(group.outcomes) for group in scored]
+    found = ADVANTAGES[kind]([list(of.values()) for of in scores], total or (lambda sums: sums))
+    return [
+        _in_order(group.outcomes, dict(zip(of, advantages, strict=True)))
+        for group, of, advantages in zip(scored, scores, found, strict=True)
+    ]
 
 
-def _of_one_group(outcomes: Sequence[Outcome], advantage: Advantage) -> list[float | None]:
-    scores = {
+def is_informative(group: Scored) -> bool:
+    """Whether a group's scores differ, so that some advantage is not 0 under every kind."""
+    return len(set(_scores(group.outcomes).values())) > 1
+
+
+def _scores(outcomes: Sequence[Outcome]) -> dict[int, float]:
+    return {
         index: outcome.score
         for index, outcome in enumerate(outcomes)
         if isinstance(outcome, Verdict) and outcome.score is not None
     }
-    of_index = dict(zip(scores, advantage(list(scores.values())), strict=True))
+
+
+def _in_order(outcomes: Sequence[Outcome], of_index: Mapping[int, float]) -> list[float | None]:
     return [
         of_index.get(index, 0.0) if isinstance(outcome, Verdict) else None
         for index, outcome in enumerate(outcomes)
     ]
+
+
+def _centred(rewards: Sequence[float]) -> list[float]:
+    if not rewards or min(rewards) == max(rewards):
+        return [0.0] * len(rewards)
+    mean = math.fsum(rewards) / len(rewards)
+    return [reward - mean for reward in rewards]
+
+
+def _over_std(centred: list[float]) -> list[float]:
+    if not any(centred):
+        return centred
+    std = math.sqrt(math.fsum(a * a for a in centred) / (len(centred) - 1))
+    return [a / (std + STD_EPSILON) for a in centred]
+
+
+def _std_over_all(values: Sequence[float], total: Total) -> float:
+    """The unbiased std of the values of all processes; 0 for fewer than two."""
+    count, summed = total([float(len(values)), math.fsum(values)])
+    mean = summed / max(count, 1.0)
+    (squares,) = total([math.fsum((value - mean) ** 2 for value in values)])
+    return math.sqrt(squares / max(count - 1.0, 1.0))

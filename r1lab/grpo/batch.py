@@ -1,11 +1,11 @@
 """From scored groups to what a forward pass takes.
 
 `pack` lays the sequences of a step end to end and counts the denominator of their loss once, over
-all of them and over all processes. Sequences with advantage zero carry no gradient (there is no KL
-term), so they drop out before the forward pass; the denominator keeps them. `split` parts a batch
-into the updates of a step, `microbatches` an update into forward passes of bounded size, padded as
-little as may be: sequences sorted by length, longest first, so that memory runs out at once or not
-at all.
+all of them and over all processes. Sequences with advantage zero carry no gradient where there is
+no KL term, so they drop out before the forward pass; the denominator keeps them. `split` parts a
+batch into the updates of a step, `microbatches` an update into forward passes of bounded size,
+padded as little as may be: sequences sorted by length, longest first, so that memory runs out at
+once or not at all.
 
 Legend beside that of r1lab.types: b sequences and t padded tokens of a micro-batch, M completion
 tokens in it.
@@ -40,6 +40,9 @@ class MicroBatch:
     positions        [M] int64, where each completion token stands in the packed batch
     logp_sampler     [M] float32 or None: flat, in the order of `token_ids[completion_mask]`
     logp_old         [M] float32 or None: likewise
+    logp_ref         [M] float32 or None: likewise
+    stale            [b] bool, sampled under earlier weights
+    experts          [b, t, layers, top_k] int64 or None, -1 at padding and where nothing is given
     denominator      that of the batch it was cut from
     """
 
@@ -51,6 +54,9 @@ class MicroBatch:
     positions: Tensor
     logp_sampler: Tensor | None
     logp_old: Tensor | None
+    logp_ref: Tensor | None
+    stale: Tensor
+    experts: Tensor | None
     denominator: float
 
     def __len__(self) -> int:
@@ -72,16 +78,22 @@ def pack(
     *,
     loss: str,
     max_tokens: int,
+    version: int | None = None,
     drop_zero_advantage: bool = True,
+    overlong_filter: bool = False,
     sum_over_processes: SumOverProcesses | None = None,
 ) -> Batch:
     """Pack the completions of P groups that carry gradient, with the denominator of all of them.
 
     advantages as `group_advantages` returns them: None marks a faulted completion, which counts
     nowhere. `loss` is a name of grpo.loss.LOSSES, `max_tokens` the length limit of a completion
-    (Dr. GRPO's constant). `sum_over_processes` sums an int64 tensor over processes in place or not
-    and returns it (`accelerator.reduce`); None: one process. Each process must call it, also with
-    nothing scored. A loss with a KL term sets `drop_zero_advantage=False`.
+    (Dr. GRPO's constant). `version` is that of the trainer's weights: what was sampled under others
+    is stale; None: nothing is. `sum_over_processes` sums an int64 tensor over processes in place or
+    not and returns it (`accelerator.reduce`); None: one process. Each process must call it, also
+    with nothing scored. A loss with a KL term sets `drop_zero_advantage=False`.
+
+    `overlong_filter` (DAPO, arXiv 2503.14476, section 3.4) takes completions that were cut off at
+    their limit out of the loss: their tokens count nowhere, the sequences do, as in TRL.
 
     The batch may come out empty (all groups without variance); its denominator is then at least 1.
     Raises ValueError where only some completions carry log-probs, or a prompt has no token.
@@ -92,7 +104,10 @@ def pack(
         for completion, advantage in zip(group.rollout.completions, of_group, strict=True)
         if advantage is not None
     ]
-    counts = torch.tensor([len(judged), sum(len(c.token_ids) for _, c, _ in judged)])
+    num_judged = len(judged)
+    if overlong_filter:
+        judged = [row for row in judged if row[1].finish_reason != "length"]
+    counts = torch.tensor([num_judged, sum(len(c.token_ids) for _, c, _ in judged)])
     if sum_over_processes is not None:
         counts = sum_over_processes(counts)
     num_sequences, num_tokens = counts.tolist()
@@ -114,6 +129,11 @@ def pack(
         advantages=torch.tensor([advantage for _, _, advantage in kept], dtype=torch.float32),
         logp_sampler=_sampler_logprobs([(len(prompt), c) for prompt, c, _ in kept]),
         logp_old=None,
+        logp_ref=None,
+        stale=torch.tensor(
+            [version not in (None, c.weight_version) for _, c, _ in kept], dtype=torch.bool
+        ),
+        experts=None,
         denominator=max(1.0, denominator(loss, num_sequences, num_tokens, max_tokens)),
     )
 
@@ -132,7 +152,12 @@ def _sampler_logprobs(kept: Sequence[tuple[int, Completion]]) -> Tensor | None:
 
 
 def split(
-    batch: Batch, num_minibatches: int, generator: torch.Generator | None = None
+    batch: Batch,
+    num_minibatches: int,
+    generator: torch.Generator | None = None,
+    *,
+    own_denominators: bool = False,
+    sum_over_processes: SumOverProcesses | None = None,
 ) -> list[Batch]:
     """Part a batch into one smaller batch for each optimiser update.
 
@@ -140,7 +165,8 @@ def split(
     generator is given (DeepSeek-R1 splits its outputs at random). The parts are equal to within one
     sequence and may be empty: every process gets as many. Each part's denominator is the batch's
     divided by num_minibatches, so an update is as large as one of a batch of that size would be
-    (TRL's `dapo` normalises likewise).
+    (TRL's `dapo` normalises likewise). `own_denominators` (the loss `bnpo`) divides each part by
+    its own completion tokens instead, over all processes.
     """
     if num_minibatches == 1 and generator is None:
         return [batch]
@@ -149,10 +175,21 @@ def split(
         if generator is None
         else torch.randperm(len(batch), generator=generator)
     )
+    parts = [select(batch, part) for part in order.tensor_split(num_minibatches)]
+    if not own_denominators:
+        return [replace(p, denominator=batch.denominator / num_minibatches) for p in parts]
+    counts = torch.stack([(part.lengths - part.prompt_lens).sum() for part in parts])
+    if sum_over_processes is not None:
+        counts = sum_over_processes(counts)
     return [
-        replace(select(batch, part), denominator=batch.denominator / num_minibatches)
-        for part in order.tensor_split(num_minibatches)
+        replace(part, denominator=max(1.0, float(count)))
+        for part, count in zip(parts, counts, strict=True)
     ]
+
+
+def without_zero_advantage(batch: Batch) -> Batch:
+    """The sequences that carry gradient where there is no KL term; the denominator unchanged."""
+    return select(batch, batch.advantages.nonzero().flatten())
 
 
 def select(batch: Batch, rows: Tensor) -> Batch:
@@ -165,9 +202,16 @@ def select(batch: Batch, rows: Tensor) -> Batch:
         lengths=lengths,
         prompt_lens=batch.prompt_lens[rows],
         advantages=batch.advantages[rows],
-        logp_sampler=None if batch.logp_sampler is None else batch.logp_sampler[tokens],
-        logp_old=None if batch.logp_old is None else batch.logp_old[tokens],
+        logp_sampler=_at(batch.logp_sampler, tokens),
+        logp_old=_at(batch.logp_old, tokens),
+        logp_ref=_at(batch.logp_ref, tokens),
+        stale=batch.stale[rows],
+        experts=_at(batch.experts, tokens),
     )
+
+
+def _at(values: Tensor | None, positions: Tensor) -> Tensor | None:
+    return None if values is None else values[positions]
 
 
 def microbatches(batch: Batch, token_budget: int, *, pad_token_id: int = 0) -> Iterator[MicroBatch]:
@@ -203,10 +247,18 @@ def _pad(batch: Batch, rows: Tensor, starts: Tensor, pad_token_id: int) -> Micro
         completion_lens=lengths - prompt_lens,
         advantages=batch.advantages[rows],
         positions=positions,
-        logp_sampler=None if batch.logp_sampler is None else batch.logp_sampler[positions],
-        logp_old=None if batch.logp_old is None else batch.logp_old[positions],
+        logp_sampler=_at(batch.logp_sampler, positions),
+        logp_old=_at(batch.logp_old, positions),
+        logp_ref=_at(batch.logp_ref, positions),
+        stale=batch.stale[rows],
+        experts=None if batch.experts is None else _experts(batch.experts[where], inside),
         denominator=batch.denominator,
     )
+
+
+def _experts(experts: Tensor, inside: Tensor) -> Tensor:
+    """[b, t, layers, top_k] with -1 at padding."""
+    return torch.where(inside[:, :, None, None], experts, -1).long()
 
 
 def _starts(lengths: Tensor) -> Tensor:

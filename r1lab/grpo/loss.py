@@ -1,135 +1,70 @@
 """The policy loss: free functions from tensors to (loss, stats), and one table of names.
 
-Sources: GRPO (DeepSeekMath, arXiv 2402.03300, eq. 3; DeepSeek-R1, arXiv 2501.12948, eq. 1, without
-the KL term), Dr. GRPO (arXiv 2503.20783, eq. 2), token mean over the batch (DAPO, arXiv 2503.14476,
-eq. 8). Equal to TRL 1.16's GRPOTrainer with loss_type `grpo`, `dr_grpo` and `dapo`
-(tests/parity/test_trl_loss.py).
+    L = 1/D sum_i sum_t a_i (f(w_it, A_i) + beta KL_it)
+
+f is a term of `r1lab.grpo.surrogate`, a_i and the denominator D say how terms are averaged:
+
+    name        paper (arXiv)              term      ratio     a_i      D
+    grpo        2402.03300 eq. 3           clipped   token     1/|o_i|  B
+    dr_grpo     2503.20783 eq. 2           clipped   token     1        B * max_tokens
+    token_mean  DAPO, 2503.14476 eq. 8     clipped   token     1        tokens of the step
+    bnpo        2506.02864; as TRL's       clipped   token     1        tokens of the mini-batch
+    gspo        2507.18071 eq. 5           clipped   sequence  1/|o_i|  B
+    luspo       2602.05261                 clipped   sequence  1        B
+    cispo       2506.13585 eq. 4           weighted  token     1        tokens of the step
+    sapo        2511.20347 eq. 5           gated     token     1/|o_i|  B
+    vespo       2602.10693                 reshaped  product   1        tokens of the step
+
+DeepSeek-R1's GRPO (2501.12948 eq. 1) is `grpo`. All equal those of TRL 1.16's GRPOTrainer, where
+`token_mean` is `dapo` and `gspo` is `grpo` at sequence level (tests/parity/test_trl_loss.py).
+BNPO's Beta-normalised advantage is not here, nor in TRL: the name stands for the denominator.
 
 Completion tokens travel flat, [M], one sequence behind the other, in the order of the rows;
 `lengths` [b] says how many belong to each. Padding never reaches a loss, so nothing depends on it.
-Every loss is a sum over tokens divided by one denominator that was counted over the whole step
-(`denominator`, called by `grpo.batch.pack`): micro-batches and processes simply add up.
+The denominator is counted over the whole step (`denominator`, called by `grpo.batch.pack`):
+micro-batches and processes simply add up.
 
-Legend beside that of r1lab.types: b sequences and t padded tokens of a micro-batch, M completion
-tokens in it, H width of the model.
+Legend beside that of r1lab.types: b sequences of a micro-batch, M completion tokens in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-Aggregation = Literal["sequence_mean", "token_mean", "constant"]
-Surrogate = Callable[[Tensor, Tensor, float, float], Tensor]
+from r1lab.grpo import surrogate
+from r1lab.grpo.surrogate import DEFAULTS, Level, LossOptions, Surrogate, at_level, k3, spread
 
-# Logits held at once: 2**24 float32 are 64 MiB. Beyond it the head runs in chunks of tokens.
-MAX_LOGITS = 2**24
-
-
-# ---------------------------------------------------------------------------- log-probabilities
-
-
-def token_logprobs(
-    hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
-    token_ids: Tensor,
-    completion_mask: Tensor,
-    *,
-    temperature: float = 1.0,
-    max_logits: int = MAX_LOGITS,
-) -> tuple[Tensor, Tensor]:
-    """Log-prob of each completion token: the one place where positions and labels are shifted.
-
-    hidden [b, t, H] last hidden states; head maps [m, H] to logits [m, V]; token_ids [b, t];
-    completion_mask [b, t] bool, True at completion tokens (never in the first column). The
-    temperature is the sampler's: logits are divided by it, so that the log-probs are those of the
-    distribution sampled from.
-
-    Returns (logp [M], entropy [M]) in float32 (float64 for float64 input), natural log, flat in the
-    order of `token_ids[completion_mask]`. The entropy, of the whole next-token distribution in
-    nats, carries no gradient.
-
-    Only hidden states that predict a completion token pass through the head, and no more than
-    `max_logits` logits are held at once: beyond that, chunks of tokens are computed again in the
-    backward pass.
-    """
-    predicts = completion_mask[:, 1:]
-    states = hidden[:, :-1][predicts]
-    labels = token_ids[:, 1:][predicts]
-
-    def score(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return _logprob_and_entropy(head(states), labels, temperature)
-
-    rows = _rows_per_chunk(head, states, max_logits)
-    if len(labels) <= rows:
-        return score(states, labels)
-    chunks = [
-        checkpoint(score, s, y, use_reentrant=False)
-        for s, y in zip(torch.split(states, rows), torch.split(labels, rows), strict=True)
-    ]
-    return torch.cat([logp for logp, _ in chunks]), torch.cat([entropy for _, entropy in chunks])
-
-
-def _rows_per_chunk(head: Callable[[Tensor], Tensor], states: Tensor, max_logits: int) -> int:
-    weight = getattr(head, "weight", None)
-    if weight is None:  # any callable: ask it for the width of its output
-        with torch.no_grad():
-            vocabulary = head(states[:1]).shape[-1]
-    else:
-        vocabulary = weight.shape[0]
-    return max(1, max_logits // vocabulary)
-
-
-def _logprob_and_entropy(
-    logits: Tensor, labels: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """logits [m, V], labels [m] -> log-prob of the label [m] and entropy [m] (no gradient)."""
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    log_probs = F.log_softmax(logits, dim=-1)
-    with torch.no_grad():
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1), entropy
-
-
-# ---------------------------------------------------------------------------------- surrogates
-
-
-def clipped_surrogate(
-    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
-) -> Tensor:
-    """-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A) per token, w = exp(log_ratio).
-
-    PPO's clipped objective as GRPO uses it (2402.03300, eq. 3; clip_high apart: DAPO's
-    clip-higher). log_ratio, advantages and the result: [M].
-    """
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+Aggregation = Literal[
+    "sequence_mean", "sequence_sum", "token_mean", "minibatch_token_mean", "constant"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A named loss: the term of one token, and how terms are averaged over a batch."""
+    """A named loss: the term of one token, its ratio's level, and how terms are averaged."""
 
     surrogate: Surrogate
+    level: Level
     aggregation: Aggregation
 
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
-        "grpo": Loss(clipped_surrogate, "sequence_mean"),
-        "dr_grpo": Loss(clipped_surrogate, "constant"),
-        "token_mean": Loss(clipped_surrogate, "token_mean"),
+        "grpo": Loss(surrogate.clipped, "token", "sequence_mean"),
+        "dr_grpo": Loss(surrogate.clipped, "token", "constant"),
+        "token_mean": Loss(surrogate.clipped, "token", "token_mean"),
+        "bnpo": Loss(surrogate.clipped, "token", "minibatch_token_mean"),
+        "gspo": Loss(surrogate.clipped, "sequence", "sequence_mean"),
+        "luspo": Loss(surrogate.clipped, "sequence", "sequence_sum"),
+        "cispo": Loss(surrogate.weighted, "token", "token_mean"),
+        "sapo": Loss(surrogate.gated, "token", "sequence_mean"),
+        "vespo": Loss(surrogate.reshaped, "product", "token_mean"),
     }
 )
 
@@ -147,19 +82,16 @@ def denominator(loss: str, num_sequences: int, num_tokens: int, max_tokens: int)
     num_sequences and num_tokens count the completions and their tokens, those with zero advantage
     included; max_tokens is the length limit of a completion, Dr. GRPO's constant.
 
-    sequence_mean: B (each token then counts 1/|o_i|);  token_mean: N_completion;
-    constant: B * max_tokens.
+    sequence_mean, sequence_sum: B;  token_mean: N_completion;  constant: B * max_tokens;
+    minibatch_token_mean: N_completion, of each mini-batch (`grpo.batch.split` counts them).
     """
     match find_loss(loss).aggregation:
-        case "sequence_mean":
+        case "sequence_mean" | "sequence_sum":
             return float(num_sequences)
-        case "token_mean":
+        case "token_mean" | "minibatch_token_mean":
             return float(num_tokens)
         case "constant":
             return float(num_sequences) * max_tokens
-
-
-# ---------------------------------------------------------------------------------------- loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +102,8 @@ class LossStats:
     `sums` over processes, then read `means()`.
     """
 
-    FIELDS = ("tokens", "sequences", "loss", "clipped_low", "clipped_high", "kl_old", "entropy")
+    FIELDS = ("tokens", "sequences", "loss", "clipped_low", "clipped_high", "kl_old", "entropy",
+              "kl_ref", "correction", "correction_cut")  # fmt: skip
 
     sums: Tensor
 
@@ -185,8 +118,10 @@ class LossStats:
     def means(self) -> dict[str, float]:
         """`tokens` and `sequences` counted, `loss` summed, and means per token of the others.
 
-        clipped_low / clipped_high: share of tokens where the clip took the gradient away;
-        kl_old: k3 estimate of KL(old, current) in nats; entropy: nats.
+        clipped_low / clipped_high: share of tokens where the clip took the gradient away (CISPO:
+        cut the weight), 0 for losses without one; kl_old, kl_ref: k3 estimates of KL(old, current)
+        and KL(current, reference) in nats; entropy: nats; correction: the mean sampler-trainer
+        weight, correction_cut: the share of them that was cut off or masked.
         """
         values = dict(zip(self.FIELDS, self.sums.tolist(), strict=True))
         totals = {name: values.pop(name) for name in ("tokens", "sequences", "loss")}
@@ -202,8 +137,9 @@ def policy_loss(
     *,
     loss: str,
     denominator: float,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    options: LossOptions = DEFAULTS,
+    logp_ref: Tensor | None = None,
+    correction: tuple[Tensor, Tensor] | None = None,
     entropy: Tensor | None = None,
 ) -> tuple[Tensor, LossStats]:
     """The loss of one micro-batch, its share of the loss of the whole step.
@@ -214,41 +150,93 @@ def policy_loss(
     lengths     [b] completion tokens of each sequence; they sum to M
     loss        a name of LOSSES
     denominator of the whole step over all processes (`denominator` above)
+    logp_ref    [M] under the reference; needed where options.kl_coefficient is not 0
+    correction  ([M] weights, [M] which of them were cut) of `correction.correction_weights`; they
+                weigh the policy's terms, not the KL (VESPO takes them into its own weight)
     entropy     [M] for the stats only
 
     Returns (scalar loss, stats). The gradients of all micro-batches of all processes add up to the
     gradient of the whole: do not average them over either.
     """
-    chosen = find_loss(loss)
-    per_token = advantages.to(logp.dtype).repeat_interleave(lengths, output_size=logp.numel())
-    log_ratio = logp - (logp.detach() if logp_old is None else logp_old)
-    terms = chosen.surrogate(log_ratio, per_token, clip_low, clip_high)
+    chosen, num_tokens = find_loss(loss), logp.numel()
+    level = options.level or chosen.level
+    per_token = spread(advantages.to(logp.dtype), lengths, num_tokens)
+    of_tokens = logp - (logp.detach() if logp_old is None else logp_old)
+    weights = None if correction is None else correction[0]
+    log_ratio = at_level(
+        of_tokens, lengths, level,
+        weights.log() if weights is not None and level == "product" else None,
+    )  # fmt: skip
+    terms = chosen.surrogate(log_ratio, per_token, logp, options)
+    if weights is not None and level != "product":
+        terms = terms * weights
+    if options.kl_coefficient != 0.0:
+        if logp_ref is None:
+            raise ValueError("a KL term needs the log-probs of a reference")
+        kl = k3(logp, logp_ref)
+        if options.kl_corrected:
+            kl = kl * at_level(of_tokens, lengths, _kl_level(level)).exp()
+        terms = terms + options.kl_coefficient * kl
     if chosen.aggregation == "sequence_mean":
-        terms = terms / lengths.repeat_interleave(lengths, output_size=logp.numel())
+        terms = terms / spread(lengths, lengths, num_tokens)
     total = terms.sum() / denominator
-    return total, _stats(
-        total, log_ratio.detach(), per_token, lengths, clip_low, clip_high, entropy
+    stats = _stats(
+        total, chosen, of_tokens.detach(), log_ratio.detach(), per_token, lengths, options
     )
+    return total, stats + _side_stats(logp.detach(), logp_ref, correction, entropy)
+
+
+def _kl_level(level: Level) -> Level:
+    """The level of the ratio that corrects the KL term: a product is none of one token."""
+    return "token" if level == "product" else level
 
 
 @torch.no_grad()
 def _stats(
     loss: Tensor,
+    chosen: Loss,
+    of_tokens: Tensor,
     log_ratio: Tensor,
     advantages: Tensor,
     lengths: Tensor,
-    clip_low: float,
-    clip_high: float,
-    entropy: Tensor | None,
+    options: LossOptions,
 ) -> LossStats:
     ratio = log_ratio.exp()
-    sums = (
-        loss.new_tensor(log_ratio.numel()),
-        loss.new_tensor(lengths.numel()),
-        loss.detach(),
-        ((ratio < 1 - clip_low) & (advantages < 0)).sum(),
-        ((ratio > 1 + clip_high) & (advantages > 0)).sum(),
-        (ratio - 1 - log_ratio).sum(),
-        loss.new_zeros(()) if entropy is None else entropy.sum(),
+    low = (ratio < 1 - options.clip_low) & (advantages < 0)
+    high = (ratio > 1 + options.clip_high) & (advantages > 0)
+    if options.ratio_cap is not None:
+        high = high | ((ratio > options.ratio_cap) & (advantages < 0))
+    has_low = chosen.surrogate is surrogate.clipped
+    has_high = has_low or chosen.surrogate is surrogate.weighted
+    return _as_stats(
+        tokens=loss.new_tensor(of_tokens.numel()),
+        sequences=loss.new_tensor(lengths.numel()),
+        loss=loss.detach(),
+        clipped_low=low.sum() * has_low,
+        clipped_high=high.sum() * has_high,
+        kl_old=(of_tokens.exp() - 1 - of_tokens).sum(),
     )
-    return LossStats(torch.stack([value.double() for value in sums]))
+
+
+@torch.no_grad()
+def _side_stats(
+    logp: Tensor,
+    logp_ref: Tensor | None,
+    correction: tuple[Tensor, Tensor] | None,
+    entropy: Tensor | None,
+) -> LossStats:
+    sums: dict[str, Tensor] = {"tokens": logp.new_zeros(())}
+    if entropy is not None:
+        sums["entropy"] = entropy.sum()
+    if logp_ref is not None:
+        sums["kl_ref"] = k3(logp, logp_ref).sum()
+    if correction is not None:
+        sums["correction"], sums["correction_cut"] = correction[0].sum(), correction[1].sum()
+    return _as_stats(**sums)
+
+
+def _as_stats(tokens: Tensor, **sums: Tensor) -> LossStats:
+    """Stats of the sums given, 0 elsewhere."""
+    zero = torch.zeros((), dtype=torch.float64, device=tokens.device)
+    sums["tokens"] = tokens
+    return LossStats(torch.stack([sums.get(name, zero).double() for name in LossStats.FIELDS]))

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from r1lab.grpo.batch import MicroBatch, microbatches, pack
-from r1lab.grpo.loss import LossStats, policy_loss, token_logprobs
+from r1lab.grpo.logprobs import token_logprobs
+from r1lab.grpo.loss import LossStats, policy_loss
+from r1lab.grpo.surrogate import LossOptions
 from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.weights import base_model, checkpoint_weights
 from r1lab.recipe import AlgorithmSettings, OptimizerSettings
@@ -121,7 +123,7 @@ class Policy:
             loss, micro_stats = policy_loss(
                 logp, micro.logp_old, micro.advantages, micro.completion_lens,
                 loss=algorithm.loss, denominator=batch.denominator, entropy=entropy,
-                clip_low=algorithm.clip_low, clip_high=algorithm.clip_high,
+                options=LossOptions(algorithm.clip_low, algorithm.clip_high),
             )  # fmt: skip
             loss.backward()
             stats += micro_stats

@@ -39,7 +39,10 @@ LEVELS = (
         "r1lab.verify",
         "r1lab.grpo.advantage",
         "r1lab.grpo.batch",
+        "r1lab.grpo.correction",
+        "r1lab.grpo.logprobs",
         "r1lab.grpo.loss",
+        "r1lab.grpo.surrogate",
     ),
     (
         "r1lab.grpo",

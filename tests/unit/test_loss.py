@@ -14,14 +14,10 @@ from torch import Tensor, nn
 
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.batch import microbatches, pack
-from r1lab.grpo.loss import (
-    LOSSES,
-    LossStats,
-    denominator,
-    find_loss,
-    policy_loss,
-    token_logprobs,
-)
+from r1lab.grpo.correction import Correction, correction_weights
+from r1lab.grpo.logprobs import token_logprobs
+from r1lab.grpo.loss import LOSSES, LossStats, denominator, find_loss, policy_loss
+from r1lab.grpo.surrogate import DEFAULTS, LossOptions
 from r1lab.types import Batch, Rollout, Scored
 
 VOCABULARY, WIDTH = 11, 6
@@ -116,26 +112,53 @@ LOGP_OLD = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64)
 LOGP = LOGP_OLD + torch.tensor([1.5, 1.0, 0.5], dtype=torch.float64).log()
 ADVANTAGES = torch.tensor([2.0, -1.0], dtype=torch.float64)
 LENGTHS = torch.tensor([2, 1])
-WORKED = {"grpo": (-2.2 + 0.8) / 2, "token_mean": -3.6 / 3, "dr_grpo": -3.6 / (2 * 5)}
+WORKED = {
+    "grpo": (-2.2 + 0.8) / 2,
+    "token_mean": -3.6 / 3,
+    "bnpo": -3.6 / 3,
+    "dr_grpo": -3.6 / (2 * 5),
+    # The first sequence's ratio is sqrt(1.5 * 1.0) = 1.22, clipped to 1.2.
+    "gspo": (-2.4 + 0.8) / 2,
+    "luspo": (-2 * 2.4 + 0.8) / 2,
+    # Weights 1.2 (cut from 1.5), 1, 0.5 before A log pi.
+    "cispo": (-1.2 * 2 * (math.log(1.5) - 1) + 2 * 2 + 0.5 * (math.log(0.5) - 0.5)) / 3,
+    # tau 1 where A > 0, else 1.05; sigmoid(0) = 1/2.
+    "sapo": (
+        (-4 * 2 / (1 + math.exp(-0.5)) - 2 * 2) / 2
+        + 4 / 1.05 / (1 + math.exp(1.05 * 0.5))
+    ) / 2,
+    # W = 1.5 with (k, lambda) = (2, 3): phi = 1.5^2 e^(3 - 4.5);
+    # W = 0.5 with (3, 2): phi = 0.5^3 e^(2 - 1).
+    "vespo": (
+        -2.25 * math.exp(-1.5) * 2 * (math.log(1.5) - 1 - 2)
+        + 0.125 * math.e * (math.log(0.5) - 0.5)
+    ) / 3,
+}  # fmt: skip
 
 
-def worked(loss: str, logp: Tensor = LOGP, **options: float) -> tuple[Tensor, LossStats]:
+def worked(
+    loss: str, logp: Tensor = LOGP, options: LossOptions = DEFAULTS, **more: Tensor
+) -> tuple[Tensor, LossStats]:
     return policy_loss(
         logp, LOGP_OLD, ADVANTAGES, LENGTHS,
-        loss=loss, denominator=denominator(loss, 2, 3, max_tokens=5), **options,
+        loss=loss, denominator=denominator(loss, 2, 3, max_tokens=5), options=options,
+        **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WORKED)
 def test_worked_values(name: str) -> None:
-    loss, stats = worked(name, entropy=torch.tensor([0.3, 0.6, 0.0]))  # type: ignore[arg-type]
+    loss, stats = worked(name, entropy=torch.tensor([0.3, 0.6, 0.0]))
     assert float(loss) == pytest.approx(WORKED[name], abs=1e-12)
     means = stats.means()
     assert means["tokens"] == 3
     assert means["sequences"] == 2
     assert means["loss"] == pytest.approx(WORKED[name], abs=1e-12)
-    assert means["clipped_high"] == pytest.approx(1 / 3)  # ratio 1.5, A > 0
-    assert means["clipped_low"] == pytest.approx(1 / 3)  # ratio 0.5, A < 0
+    # Ratio 1.5 with A > 0, ratio 0.5 with A < 0; both tokens of the first sequence at its level.
+    high = {"gspo": 2 / 3, "luspo": 2 / 3, "sapo": 0.0, "vespo": 0.0}.get(name, 1 / 3)
+    low = {"cispo": 0.0, "sapo": 0.0, "vespo": 0.0}.get(name, 1 / 3)
+    assert means["clipped_high"] == pytest.approx(high)
+    assert means["clipped_low"] == pytest.approx(low)
     k3 = [ratio - 1 - math.log(ratio) for ratio in (1.5, 1.0, 0.5)]
     assert means["kl_old"] == pytest.approx(sum(k3) / 3, abs=1e-12)
     assert means["entropy"] == pytest.approx(0.3)
@@ -146,7 +169,7 @@ def test_every_loss_has_worked_values() -> None:
 
 
 def test_clip_higher() -> None:
-    loss, stats = worked("token_mean", clip_high=0.6)
+    loss, stats = worked("token_mean", options=LossOptions(clip_high=0.6))
     assert float(loss) == pytest.approx((-3.0 - 2.0 + 0.8) / 3, abs=1e-12)
     assert stats.means()["clipped_high"] == 0
 
@@ -167,16 +190,134 @@ def test_first_update_is_the_policy_gradient(name: str) -> None:
         logp, None, ADVANTAGES, LENGTHS, loss=name, denominator=denominator(name, 2, 3, 5)
     )
     total.backward()
-    weights = {"grpo": [1 / 4, 1 / 4, 1 / 2], "token_mean": [1 / 3] * 3, "dr_grpo": [0.1] * 3}
-    expected = [-w * a for w, a in zip(weights[name], [2.0, 2.0, -1.0], strict=True)]
+    per_sequence = [1 / 4, 1 / 4, 1 / 2]
+    weights = {"grpo": per_sequence, "gspo": per_sequence, "sapo": per_sequence,
+               "dr_grpo": [0.1] * 3, "luspo": [1 / 2] * 3}.get(name, [1 / 3] * 3)  # fmt: skip
+    expected = [-w * a for w, a in zip(weights, [2.0, 2.0, -1.0], strict=True)]
     assert logp.grad is not None
     assert logp.grad.tolist() == pytest.approx(expected, abs=1e-12)
     assert stats.means()["kl_old"] == stats.means()["clipped_low"] == 0
 
 
+def test_two_sided_clip() -> None:
+    """Ratio 8 with A = -1: PPO's term grows without end, -min(-8, -1.2) = 8; cap 3 makes it 3."""
+    old = torch.tensor([-3.0], dtype=torch.float64)
+    logp = (old + math.log(8.0)).requires_grad_()
+
+    def term(cap: float | None) -> tuple[Tensor, LossStats]:
+        return policy_loss(
+            logp, old, torch.tensor([-1.0]), torch.tensor([1]), loss="grpo", denominator=1.0,
+            options=LossOptions(ratio_cap=cap),
+        )  # fmt: skip
+
+    assert float(term(None)[0].detach()) == pytest.approx(8.0)
+    capped, stats = term(3.0)
+    assert float(capped.detach()) == pytest.approx(3.0)
+    capped.backward()
+    assert logp.grad is not None and float(logp.grad) == 0.0
+    assert stats.means()["clipped_high"] == 1
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("name", ["token_mean", "grpo", "gspo"])
+def test_kl_to_a_reference(name: str, corrected: bool) -> None:
+    """pi_ref / pi = 2, 1 and 1/2: k3 = 1 - log 2, 0 and log 2 - 1/2, times the ratio or not."""
+    logp_ref = LOGP + torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64).log()
+    options = LossOptions(kl_coefficient=0.1, kl_corrected=corrected)
+    loss, stats = worked(name, options=options, logp_ref=logp_ref)
+    kl = [1 - math.log(2), 0.0, math.log(2) - 0.5]
+    assert stats.means()["kl_ref"] == pytest.approx(sum(kl) / 3, abs=1e-12)
+    if corrected:
+        root = math.sqrt(1.5)
+        ratios = [root, root, 0.5] if name == "gspo" else [1.5, 1.0, 0.5]
+        kl = [k * ratio for k, ratio in zip(kl, ratios, strict=True)]
+    mean = sum(kl) / 3 if name == "token_mean" else ((kl[0] + kl[1]) / 2 + kl[2]) / 2
+    assert float(loss) == pytest.approx(WORKED[name] + 0.1 * mean, abs=1e-12)
+    with pytest.raises(ValueError, match="reference"):
+        worked(name, options=options)
+
+
+def test_corrected_kl_has_the_gradient_of_the_divergence() -> None:
+    """Over all tokens of a vocabulary, drawn from pi itself: E[ratio * k3] moves as KL(pi, ref)."""
+    torch.manual_seed(0)
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(7, dtype=torch.float64).log_softmax(0)
+    logp = logits.log_softmax(0)
+    (wanted,) = torch.autograd.grad((logp.exp() * (logp - reference)).sum(), logits)
+    for corrected in (True, False):
+        logp = logits.log_softmax(0)
+        each = [
+            policy_loss(
+                logp[i : i + 1], None, torch.zeros(1), torch.tensor([1]), loss="grpo",
+                denominator=1.0, logp_ref=reference[i : i + 1],
+                options=LossOptions(kl_coefficient=1.0, kl_corrected=corrected),
+            )[0] for i in range(7)
+        ]  # fmt: skip
+        expected = (torch.stack(each) * logp.detach().exp()).sum()
+        (found,) = torch.autograd.grad(expected, logits)
+        assert torch.allclose(found, wanted, atol=1e-12) == corrected
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "cut"),
+    [
+        # c = 3, 1/4 and 1.5; bounds 1/2 and 2. Sequences: C = 3/4 and 1.5.
+        ("token_truncate", [2.0, 0.5, 1.5], [True, True, False]),
+        ("token_mask", [0.0, 0.0, 1.5], [True, True, False]),
+        ("sequence_truncate", [0.75, 0.75, 1.5], [False] * 3),
+        ("sequence_mask", [0.75, 0.75, 1.5], [False] * 3),
+    ],
+)
+def test_sampler_trainer_weights(kind: str, weights: list[float], cut: list[bool]) -> None:
+    sampler = LOGP_OLD - torch.tensor([3.0, 0.25, 1.5], dtype=torch.float64).log()
+    found = correction_weights(LOGP_OLD, sampler, LENGTHS, kind, low=0.5, high=2.0)  # type: ignore[arg-type]
+    assert found[0].tolist() == pytest.approx(weights)
+    assert found[1].tolist() == cut
+    if kind.startswith("sequence"):
+        found = correction_weights(LOGP_OLD, sampler, LENGTHS, kind, low=None, high=1.0)  # type: ignore[arg-type]
+        assert found[0].tolist() == pytest.approx([0.75, 0.75, 1.0 if "trunc" in kind else 0.0])
+        assert found[1].tolist() == [False, False, True]
+    # the terms of the token mean: -2.4, -2, 0.8
+    loss, stats = worked("token_mean", correction=found)  # type: ignore[arg-type]
+    terms = sum(w * t for w, t in zip(found[0].tolist(), [-2.4, -2.0, 0.8], strict=True))
+    assert float(loss) == pytest.approx(terms / 3)
+    assert stats.means()["correction"] == pytest.approx(sum(found[0].tolist()) / 3)
+    assert stats.means()["correction_cut"] == pytest.approx(sum(found[1].tolist()) / 3)
+
+
+def test_a_missing_sampler_logprob_is_not_corrected() -> None:
+    sampler = torch.tensor([math.nan, -2.0, -0.5], dtype=torch.float64)
+    weights, _ = correction_weights(LOGP_OLD, sampler, LENGTHS, "token_mask")
+    assert weights.tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="sequence_mask"):
+        correction_weights(LOGP_OLD, sampler, LENGTHS, "mask")  # type: ignore[arg-type]
+
+
+def test_vespo_takes_the_correction_into_its_weight() -> None:
+    """W = 1.5 * 4/3 = 2 in the first sequence: phi = 4 e^(3 - 6); the second one is as it was."""
+    weights = torch.tensor([4 / 3, 1.0, 1.0], dtype=torch.float64)
+    loss, _ = worked("vespo", correction=(weights, weights > 2))  # type: ignore[arg-type]
+    expected = -4 * math.exp(-3) * 2 * (math.log(1.5) - 1 - 2)
+    expected += 0.125 * math.e * (math.log(0.5) - 0.5)
+    assert float(loss) == pytest.approx(expected / 3)
+
+
+HELD_WEIGHT = ("cispo", "vespo")  # their weight carries no gradient
+FULL = LossOptions(ratio_cap=2.0, kl_coefficient=0.3, kl_corrected=True)
+
+
+@pytest.mark.parametrize("level", [None, "token", "sequence"])
+@pytest.mark.parametrize("options", [DEFAULTS, FULL], ids=["plain", "full"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_finite_differences(name: str) -> None:
+def test_finite_differences(name: str, options: LossOptions, level: str | None) -> None:
     """torch's gradcheck: central differences in float64, through head, shift and loss."""
+    if level is not None:
+        options = replace(options, level=level)  # type: ignore[arg-type]
+    if name in HELD_WEIGHT:
+        # Below, old log-probs move along to hold the weight; they would hold KL's ratio too.
+        options = replace(options, kl_corrected=False)
+    if name == "vespo":
+        options = replace(options, level=None)
     model = TinyLM()
     torch.manual_seed(1)
     ids = torch.randint(0, VOCABULARY, (2, 6))
@@ -184,16 +325,20 @@ def test_finite_differences(name: str) -> None:
     mask[0, 2:6], mask[1, 1:3] = True, True
     hidden = model.hidden(ids).detach()
     with torch.no_grad():
-        reference, _ = token_logprobs(hidden, model.head, ids, mask)
-    old = reference + 0.3 * torch.randn(6, dtype=torch.float64)
+        start, _ = token_logprobs(hidden, model.head, ids, mask)
+    old = start + 0.3 * torch.randn(6, dtype=torch.float64)
+    reference = start + 0.5 * torch.randn(6, dtype=torch.float64)
+    lengths = torch.tensor([4, 2])
+    correction = correction_weights(old, old + 0.2 * reference.sin(), lengths, "token_truncate")
 
     def loss_of(hidden: Tensor, weight: Tensor) -> Tensor:
         logp, _ = token_logprobs(
             hidden, lambda h: h @ weight.T + model.head.bias, ids, mask, max_logits=2 * VOCABULARY
         )
+        moved = old + (logp - start).detach() if name in HELD_WEIGHT else old
         return policy_loss(
-            logp, old, ADVANTAGES, torch.tensor([4, 2]),
-            loss=name, denominator=denominator(name, 2, 6, 8),
+            logp, moved, ADVANTAGES, lengths, loss=name, options=options, logp_ref=reference,
+            denominator=denominator(name, 2, 6, 8), correction=correction,
         )[0]  # fmt: skip
 
     weight = model.head.weight.detach().clone().requires_grad_()
@@ -203,8 +348,11 @@ def test_finite_differences(name: str) -> None:
 # ------------------------------------------------------------------------------ invariance
 
 
-def gradient(model: TinyLM, batch: Batch, name: str, budget: int, pad: int = 0) -> list[Tensor]:
+def gradient(
+    model: TinyLM, batch: Batch, name: str, budget: int, pad: int = 0, kl: float = 0.0
+) -> list[Tensor]:
     """[loss, gradients..., sums of the stats] of a whole batch through micro-batches."""
+    options = LossOptions(kl_coefficient=kl, kl_corrected=name != "sapo")
     model.zero_grad()
     stats = LossStats.zeros()
     for micro in microbatches(batch, budget, pad_token_id=pad):
@@ -212,9 +360,15 @@ def gradient(model: TinyLM, batch: Batch, name: str, budget: int, pad: int = 0) 
             model.hidden(micro.token_ids), model.head, micro.token_ids, micro.completion_mask
         )
         old = logp.detach() + 0.4 * torch.sin(micro.token_ids[micro.completion_mask].double())
+        tokens = micro.token_ids[micro.completion_mask].double()
         loss, part = policy_loss(
             logp, old, micro.advantages.double(), micro.completion_lens,
-            loss=name, denominator=micro.denominator, entropy=entropy,
+            loss=name, denominator=micro.denominator, entropy=entropy, options=options,
+            logp_ref=logp.detach() + 0.5 * torch.cos(tokens),
+            correction=correction_weights(
+                old, old + 0.3 * torch.cos(tokens), micro.completion_lens,
+                "token_mask" if name == "vespo" else "sequence_truncate",
+            ),
         )  # fmt: skip
         loss.backward()
         stats = stats + part
@@ -244,10 +398,11 @@ def packed(scored: list[Scored], name: str, drop: bool = True) -> Batch:
 class TestInvariance:
     def test_microbatch_split_and_padding(self, name: str) -> None:
         model, batch = TinyLM(), packed(groups(), name)
-        whole = gradient(model, batch, name, budget=10_000)
-        for budget in (1, 12, 25):
-            assert_same(gradient(model, batch, name, budget), whole)
-        assert_same(gradient(model, batch, name, budget=10_000, pad=7), whole)
+        for kl in (0.0, 0.2):
+            whole = gradient(model, batch, name, budget=10_000, kl=kl)
+            for budget in (1, 12, 25):
+                assert_same(gradient(model, batch, name, budget, kl=kl), whole)
+            assert_same(gradient(model, batch, name, budget=10_000, pad=7, kl=kl), whole)
 
     def test_order_inside_a_group(self, name: str) -> None:
         model = TinyLM()
@@ -287,7 +442,7 @@ class TestInvariance:
 
 
 def test_unknown_loss() -> None:
-    with pytest.raises(ValueError, match="dr_grpo, grpo, token_mean"):
+    with pytest.raises(ValueError, match=r"bnpo, cispo, dr_grpo, .*, vespo"):
         find_loss("gpro")
 
 
@@ -310,6 +465,8 @@ def test_names_of_the_recipe_are_those_of_the_table() -> None:
     fields = AlgorithmSettings.model_fields
     assert set(get_args(fields["loss"].annotation)) == set(LOSSES)
     assert set(get_args(fields["advantage"].annotation)) == set(KINDS)
+    corrections = {*get_args(fields["correction"].annotation)} - {"none"}
+    assert corrections == {*get_args(Correction)}
 
 
 def test_stats_add_up() -> None:
