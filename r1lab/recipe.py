@@ -180,6 +180,24 @@ class AlgorithmSettings(Section):
     )
     correction_low: float | None = Field(None, gt=0, lt=1)
     correction_high: float | None = Field(2.0, gt=1)
+    dynamic_sampling: bool = Field(
+        False,
+        description="throw groups away whose scores are all equal, and ask further questions in "
+        "their place (DAPO)",
+    )
+    max_refills: Positive = Field(
+        3, description="times a step asks further; then it goes on with the groups it has"
+    )
+    router_bias_speed: float = Field(
+        0.0,
+        ge=0,
+        description="of the experts' bias towards an even load (DeepSeek-V3); 0: it stays fixed",
+    )
+    router_replay: Literal["none", "old", "sampler"] = Field(
+        "none",
+        description="hold the experts of each token to those of the forward that gave the old "
+        "log-probs (old), or to the sampler's (sampler; vLLM on a GPU)",
+    )
     num_epochs: Positive = Field(1, description="times that a rollout is gone through")
     num_minibatches: Positive = Field(
         1, description="optimiser updates of one rollout in each epoch, on random parts of it"
@@ -218,6 +236,11 @@ class AlgorithmSettings(Section):
         if self.reference_every and not self.kl_coefficient:
             raise ValueError(
                 "reference_every: nothing is compared with the reference while kl_coefficient is 0"
+            )
+        if self.router_replay == "old" and self.updates_per_step == 1:
+            raise ValueError(
+                "router_replay: old does nothing with a single update a step; raise "
+                "num_minibatches or num_epochs, or set it to none"
             )
         return self
 

@@ -78,8 +78,9 @@ class Completion:
     `text` is their decoding without it. `prefix` is the start of the response that the prompt
     already holds (`<think>`). `thinking` and `answer` are what the prompt's template read from
     prefix + text: None where that part is missing. `logprobs` (natural log, one per token, of the
-    distribution sampled from) and `routed_experts` ([len(token_ids), layers, top_k]) are None where
-    they were not asked for. `weight_version` names the weights that sampled it.
+    distribution sampled from) and `routed_experts` (integers [tokens, layers, top_k], of the layers
+    with routed experts and of all tokens but the last, the prompt's included) are None where they
+    were not asked for. `weight_version` names the weights that sampled it.
     """
 
     token_ids: tuple[int, ...]

@@ -37,7 +37,7 @@ class MicroBatch:
     completion_mask  [b, t] bool, True at completion tokens
     completion_lens  [b] int64, completion tokens of each sequence; they sum to M
     advantages       [b] float32
-    positions        [M] int64, where each completion token stands in the packed batch
+    where            [b, t] int64, where each token stands in the packed batch; 0 at padding
     logp_sampler     [M] float32 or None: flat, in the order of `token_ids[completion_mask]`
     logp_old         [M] float32 or None: likewise
     logp_ref         [M] float32 or None: likewise
@@ -51,7 +51,7 @@ class MicroBatch:
     completion_mask: Tensor
     completion_lens: Tensor
     advantages: Tensor
-    positions: Tensor
+    where: Tensor
     logp_sampler: Tensor | None
     logp_old: Tensor | None
     logp_ref: Tensor | None
@@ -61,6 +61,11 @@ class MicroBatch:
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
+
+    @property
+    def positions(self) -> Tensor:
+        """[M] int64: where each completion token stands in the packed batch."""
+        return self.where[self.completion_mask]
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on another device."""
@@ -133,7 +138,7 @@ def pack(
         stale=torch.tensor(
             [version not in (None, c.weight_version) for _, c, _ in kept], dtype=torch.bool
         ),
-        experts=None,
+        experts=_sampled_experts([(len(prompt), c) for prompt, c, _ in kept]),
         denominator=max(1.0, denominator(loss, num_sequences, num_tokens, max_tokens)),
     )
 
@@ -149,6 +154,22 @@ def _sampler_logprobs(kept: Sequence[tuple[int, Completion]]) -> Tensor | None:
         chain((0.0,) * prompt_len, completion.logprobs or ()) for prompt_len, completion in kept
     )
     return torch.tensor(list(values), dtype=torch.float32)
+
+
+def _sampled_experts(kept: Sequence[tuple[int, Completion]]) -> Tensor | None:
+    """[N, layers, top_k] int16, -1 for the last token of each sequence, which no forward saw."""
+    missing = sum(completion.routed_experts is None for _, completion in kept)
+    if missing == len(kept):
+        return None
+    if missing:
+        raise ValueError(f"{missing} of {len(kept)} completions carry no routed experts")
+    rows = []
+    for prompt_len, completion in kept:
+        given = torch.as_tensor(completion.routed_experts).to(torch.int16)
+        whole = given.new_full((prompt_len + len(completion.token_ids), *given.shape[1:]), -1)
+        whole[: len(given)] = given
+        rows.append(whole)
+    return torch.cat(rows)
 
 
 def split(
@@ -246,7 +267,7 @@ def _pad(batch: Batch, rows: Tensor, starts: Tensor, pad_token_id: int) -> Micro
         completion_mask=completion_mask,
         completion_lens=lengths - prompt_lens,
         advantages=batch.advantages[rows],
-        positions=positions,
+        where=where,
         logp_sampler=_at(batch.logp_sampler, positions),
         logp_old=_at(batch.logp_old, positions),
         logp_ref=_at(batch.logp_ref, positions),

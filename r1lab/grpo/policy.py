@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from r1lab.grpo.batch import MicroBatch, microbatches, pack
 from r1lab.grpo.logprobs import token_logprobs
-from r1lab.grpo.loss import LossStats, policy_loss
-from r1lab.grpo.surrogate import LossOptions
+from r1lab.grpo.loss import LossStats
+from r1lab.grpo.micro_loss import micro_loss, sampler_gap_sums
+from r1lab.grpo.reference import Reference
+from r1lab.model.balance import ExpertLoad, update_router_bias
 from r1lab.model.optim import MasterAdamW, learning_rate_at
+from r1lab.model.replay import RouterReplay
 from r1lab.model.weights import base_model, checkpoint_weights
 from r1lab.recipe import AlgorithmSettings, OptimizerSettings
 from r1lab.rollout.agreement import k3_sum
@@ -80,7 +84,9 @@ class Policy:
         temperature: float,
         accelerator: Accelerator,
         pad_token_id: int = 0,
+        with_reference: bool = False,
     ) -> None:
+        """`with_reference` keeps the model as it is now for a KL term."""
         self.model, self.accelerator = model, accelerator
         self.settings, self.total_updates = optimizer, total_updates
         self.temperature, self.pad_token_id = temperature, pad_token_id
@@ -94,6 +100,9 @@ class Policy:
             epsilon=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
         )
+        self.reference = Reference(model) if with_reference else None
+        self._replay = RouterReplay(base)
+        self._load: Tensor | None = None  # of the experts, under the gradient last gathered
         # Dropout would make the trainer another model than the sampler.
         model.eval()
 
@@ -104,7 +113,8 @@ class Policy:
     def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy [M] of each completion token of a micro-batch, flat."""
         # Padding stands on the right and attention is causal: no mask is needed.
-        hidden = self._decoder(input_ids=micro.token_ids, use_cache=False).last_hidden_state
+        with self._replay.replayed(micro.experts):
+            hidden = self._decoder(input_ids=micro.token_ids, use_cache=False).last_hidden_state
         return token_logprobs(
             hidden, self._head, micro.token_ids, micro.completion_mask,
             temperature=self.temperature,
@@ -115,22 +125,18 @@ class Policy:
         self.optimizer.zero_grad()
         device = self.accelerator.device
         stats, gap = LossStats.zeros(device), torch.zeros(3, dtype=torch.float64, device=device)
-        for micro in microbatches(
-            batch, algorithm.tokens_per_microbatch, pad_token_id=self.pad_token_id
-        ):
-            micro = micro.to(device)
-            logp, entropy = self.logprobs(micro)
-            loss, micro_stats = policy_loss(
-                logp, micro.logp_old, micro.advantages, micro.completion_lens,
-                loss=algorithm.loss, denominator=batch.denominator, entropy=entropy,
-                options=LossOptions(algorithm.clip_low, algorithm.clip_high),
-            )  # fmt: skip
-            loss.backward()
-            stats += micro_stats
-            if micro.logp_sampler is not None:
-                capped, count = k3_sum(micro.logp_sampler, logp)
-                plain, _ = k3_sum(micro.logp_sampler, logp, cap=math.inf)
-                gap += torch.stack([capped, plain, count])
+        with self._counted_load(algorithm.router_bias_speed > 0) as load:
+            for micro in microbatches(
+                batch, algorithm.tokens_per_microbatch, pad_token_id=self.pad_token_id
+            ):
+                micro = micro.to(device)
+                if load is not None:
+                    load.mask = micro.attention_mask.bool()
+                logp, entropy = self.logprobs(micro)
+                loss, micro_stats = micro_loss(micro, logp, entropy, algorithm)
+                loss.backward()
+                stats += micro_stats
+                gap += sampler_gap_sums(micro, logp)
         self._sum_gradients()
         sums = LossStats(self.sum_over_processes(stats.sums))
         capped, plain, num_tokens = self.sum_over_processes(gap).tolist()
@@ -141,14 +147,57 @@ class Policy:
             int(num_tokens),
         )
 
+    @contextmanager
+    def _counted_load(self, wanted: bool) -> Iterator[ExpertLoad | None]:
+        self._load = None
+        if not wanted:
+            yield None
+            return
+        with ExpertLoad(self.model) as load:
+            yield load
+        self._load = self.sum_over_processes(load.take())
+
+    def remember(self, batch: Batch, algorithm: AlgorithmSettings) -> Batch:
+        """The batch with what it needs of the policy before the step's first update.
+
+        The trainer's own log-probs, and the experts it chose where they are to be replayed, if
+        there are several updates (with one the ratio is 1, and the update's own forward serves);
+        those of the reference, if there is a KL term.
+        """
+        budget = algorithm.tokens_per_microbatch
+        if algorithm.updates_per_step > 1:
+            record = algorithm.router_replay == "old"
+            logp, experts = self.completion_logprobs(batch, budget, record_experts=record)
+            batch = replace(batch, logp_old=logp, experts=experts if record else batch.experts)
+        if algorithm.kl_coefficient:
+            assert self.reference is not None, "a policy with a KL term is made with_reference"
+            with self.reference.in_place():
+                logp, _ = self.completion_logprobs(replace(batch, experts=None), budget)
+            batch = replace(batch, logp_ref=logp)
+        return batch
+
     @torch.no_grad()
-    def completion_logprobs(self, batch: Batch, tokens_per_microbatch: int) -> Tensor:
-        """[N] float32: the log-prob of each completion token of a batch, 0 at prompt tokens."""
+    def completion_logprobs(
+        self, batch: Batch, tokens_per_microbatch: int, *, record_experts: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """([N] float32 log-prob of each completion token, 0 at prompt tokens; experts or None).
+
+        The experts, where `record_experts` asks for them, are [N, layers, top_k] int16: those that
+        each token went through.
+        """
         flat = torch.zeros(batch.token_ids.numel())
+        experts: Tensor | None = None
         for micro in microbatches(batch, tokens_per_microbatch, pad_token_id=self.pad_token_id):
-            logp, _ = self.logprobs(micro.to(self.accelerator.device))
+            with self._replay.recorded() as chosen:
+                logp, _ = self.logprobs(micro.to(self.accelerator.device))
             flat[micro.positions] = logp.float().cpu()
-        return flat
+            if record_experts:
+                found = torch.stack(chosen, 1).to("cpu", torch.int16)  # [b * t, layers, top_k]
+                if experts is None:
+                    experts = found.new_full((len(flat), *found.shape[1:]), -1)
+                real = micro.attention_mask.bool()
+                experts[micro.where[real]] = found[real.flatten()]
+        return flat, experts
 
     @torch.no_grad()
     def sampler_gap(self, rollouts: Sequence[Rollout]) -> tuple[float | None, int]:
@@ -168,14 +217,20 @@ class Policy:
         return (total / num_tokens if num_tokens else None), int(num_tokens)
 
     def apply_gradient(
-        self, *, has_gradient: bool = True, loss: float = 0.0, max_skipped: int = 1
+        self,
+        *,
+        has_gradient: bool = True,
+        loss: float = 0.0,
+        max_skipped: int = 1,
+        router_bias_speed: float = 0.0,
     ) -> dict[str, float]:
         """One AdamW update with the gathered gradient; its norm, the learning rate, if skipped.
 
         Without a gradient (every group of every process without variance) nothing moves: AdamW's
         momentum alone would go on pushing. Nor does anything move where the gradient or the `loss`
         it came from is not finite: such an update is skipped and counted, and the `max_skipped`-th
-        in a row raises NonFiniteError before it changes anything.
+        in a row raises NonFiniteError before it changes anything. `router_bias_speed` moves the
+        experts' bias along, by the load that the gradient was gathered under.
         """
         rate = learning_rate_at(
             self.num_updates, self.num_updates / max(self.total_updates - 1, 1),
@@ -188,9 +243,17 @@ class Policy:
             raise NonFiniteError(max_skipped)
         if has_gradient and is_finite:
             self.optimizer.step(rate, self.settings.max_grad_norm, norm)
+            if self._load is not None:
+                update_router_bias(self.model, self._load, router_bias_speed)
         self.skipped_in_a_row = 0 if is_finite else self.skipped_in_a_row + 1
         self.num_updates += 1
         return {"grad_norm": norm, "learning_rate": rate, "skipped": float(not is_finite)}
+
+    def end_step(self, reference_every: int) -> None:
+        """The step's updates are done: another version; every so many the reference follows it."""
+        self.version += 1
+        if self.reference is not None and reference_every and self.version % reference_every == 0:
+            self.reference.refresh()
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
         """The tensor summed over all processes (itself where there is one)."""
@@ -217,6 +280,7 @@ class Policy:
             "version": self.version,
             "num_updates": self.num_updates,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "reference": None if self.reference is None else self.reference.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -226,3 +290,5 @@ class Policy:
             buffer.copy_(state["buffers"][name])
         self.version, self.num_updates = state["version"], state["num_updates"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
+        if self.reference is not None and state["reference"] is not None:
+            self.reference.load_state_dict(state["reference"])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
-from r1lab.grpo.advantage import group_advantages
-from r1lab.grpo.batch import SumOverProcesses, pack, split
+from r1lab.grpo.advantage import Total, group_advantages
+from r1lab.grpo.batch import SumOverProcesses, pack, split, without_zero_advantage
 from r1lab.grpo.policy import GradientStats, Policy
-from r1lab.recipe import TrainRecipe
+from r1lab.grpo.refill import Collected, refill
+from r1lab.recipe import AlgorithmSettings, TrainRecipe
 from r1lab.rollout.source import RolloutSource
 from r1lab.types import Batch, Completion, Fault, RunStopped, Scored, Verdict
 from r1lab.verify import Verifiers
@@ -42,21 +43,30 @@ def rl_step(
     """
     clock = Clock()
     algorithm = recipe.algorithm
-    with clock("rollout"):
-        rollouts = source.next(policy.version)  # G completions of each question, o_i ~ pi_old
-    with clock("reward"):
-        scored = verifiers.score(rollouts)  # r_i, with a reason each
-        check_faults(scored, recipe.max_fault_share, policy.sum_over_processes)
-    before_update(scored)
+
+    def sample(count: int | None = None) -> list[Scored]:
+        with clock("rollout"):
+            rollouts = source.next(policy.version, count)  # G completions each, o_i ~ pi_old
+        with clock("reward"):
+            return verifiers.score(rollouts)  # r_i, with a reason each
+
+    collected = collect(sample, source, algorithm)
+    check_faults(collected.judged, recipe.max_fault_share, policy.sum_over_processes)
+    before_update(collected.judged)
     with clock("update"):
-        advantages = group_advantages(scored, algorithm.advantage)  # A_i
+        source.waiting = collected.waiting
+        advantages = group_advantages(  # A_i
+            collected.groups, algorithm.advantage, total=total_over(policy.sum_over_processes)
+        )
         batch = pack(  # tokens, masks, one global denominator
-            scored, advantages, loss=algorithm.loss, max_tokens=recipe.sampling.max_tokens,
+            collected.groups, advantages, loss=algorithm.loss, version=policy.version,
+            max_tokens=recipe.sampling.max_tokens, overlong_filter=algorithm.overlong_filter,
+            drop_zero_advantage=not needs_all(algorithm),
             sum_over_processes=policy.sum_over_processes,
         )  # fmt: skip
         stats: list[GradientStats] = []
         updates: list[dict[str, float]] = []
-        for minibatch in split(remember_old(policy, batch, recipe), algorithm.num_minibatches):
+        for minibatch in minibatches(policy, policy.remember(batch, algorithm), recipe):
             stats.append(policy.gather_gradient(minibatch, algorithm))  # log-probs, loss, clip
             if len(stats) == 1:
                 # The first gradient is taken under the very weights that sampled: agreement of
@@ -69,16 +79,67 @@ def rl_step(
                     has_gradient=stats[-1].num_sequences > 0,
                     loss=stats[-1].means["loss"],
                     max_skipped=algorithm.max_skipped,
+                    router_bias_speed=algorithm.router_bias_speed,
                 )
             )
-        policy.version += 1
+        policy.end_step(algorithm.reference_every)
     with clock("sync"):
         source.sync(policy)  # exact weights
-    metrics = {**summarise(scored, verifiers, policy), **update_metrics(stats), **updates[-1]}
+    metrics = {
+        **summarise(collected, verifiers, policy),
+        **update_metrics(stats, algorithm),
+        **updates[-1],
+    }
     metrics["skipped"] = sum(update["skipped"] for update in updates)
     metrics["sync_kl_bound"] = source.guard.bound(stats[0].num_tokens)
     metrics["sync_kl_rechecked"] = rechecked
-    return StepResult(scored, metrics, clock.seconds)
+    return StepResult(collected.judged, metrics, clock.seconds)
+
+
+def collect(
+    sample: Callable[[int | None], list[Scored]],
+    source: RolloutSource,
+    algorithm: AlgorithmSettings,
+) -> Collected:
+    """The groups of a step, and, with dynamic sampling, those asked in the place of empty ones."""
+    first = sample(None)
+    if not algorithm.dynamic_sampling:
+        return Collected(first, (), first)
+    return refill(
+        first, source.waiting, sample, wanted=source.share, max_refills=algorithm.max_refills
+    )
+
+
+def needs_all(algorithm: AlgorithmSettings) -> bool:
+    """Whether sequences with advantage zero have a part in the step.
+
+    In a KL term they carry gradient; in `bnpo` their tokens count in each mini-batch.
+    """
+    return algorithm.kl_coefficient > 0 or algorithm.loss == "bnpo"
+
+
+def minibatches(policy: Policy, batch: Batch, recipe: TrainRecipe) -> Iterator[Batch]:
+    """What each update of the step takes: the batch, or random parts of it, in every epoch.
+
+    The parts depend on the recipe's seed, the step and the epoch alone.
+    """
+    algorithm = recipe.algorithm
+    for epoch in range(algorithm.num_epochs):
+        generator = None
+        if algorithm.num_minibatches > 1:
+            seed = (recipe.seed * 1_000_003 + policy.version) * 1_009 + epoch
+            generator = torch.Generator().manual_seed(seed % 2**63)
+        for part in split(
+            batch, algorithm.num_minibatches, generator,
+            own_denominators=algorithm.loss == "bnpo",
+            sum_over_processes=policy.sum_over_processes,
+        ):  # fmt: skip
+            yield part if algorithm.kl_coefficient else without_zero_advantage(part)
+
+
+def total_over(sum_over_processes: SumOverProcesses) -> Total:
+    """`sum_over_processes` for plain numbers."""
+    return lambda numbers: sum_over_processes(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
 
 def check_faults(
@@ -102,29 +163,28 @@ def check_faults(
         )
 
 
-def remember_old(policy: Policy, batch: Batch, recipe: TrainRecipe) -> Batch:
-    """The batch with the trainer's log-probs before its first update, where there are several.
+def update_metrics(
+    stats: Sequence[GradientStats], algorithm: AlgorithmSettings
+) -> dict[str, float | None]:
+    """Figures of the updates of a step: token-weighted means, the first update's agreement.
 
-    With one update a step the ratio is 1 and the update's own forward serves.
+    None where there is nothing to tell: no reference, no weights for the sampler's gap.
     """
-    if recipe.algorithm.num_minibatches == 1:
-        return batch
-    budget = recipe.algorithm.tokens_per_microbatch
-    return replace(batch, logp_old=policy.completion_logprobs(batch, budget))
-
-
-def update_metrics(stats: Sequence[GradientStats]) -> dict[str, float | None]:
-    """Figures of the updates of a step: token-weighted means, the first update's agreement."""
     tokens = sum(s.means["tokens"] for s in stats)
 
     def mean(name: str) -> float:
         return sum(s.means[name] * s.means["tokens"] for s in stats) / max(tokens, 1.0)
 
+    corrected = algorithm.correction != "none"
     return {
         "loss": sum(s.means["loss"] for s in stats) / len(stats),
         "entropy": mean("entropy"),
         "clipped_low": mean("clipped_low"),
         "clipped_high": mean("clipped_high"),
+        "kl_old": mean("kl_old"),
+        "kl_ref": mean("kl_ref") if algorithm.kl_coefficient else None,
+        "correction": mean("correction") if corrected else None,
+        "correction_cut": mean("correction_cut") if corrected else None,
         "gradient_tokens": tokens,
         "sync_kl": stats[0].sync_kl,
         "sync_kl_uncapped": stats[0].sync_kl_uncapped,
@@ -133,20 +193,22 @@ def update_metrics(stats: Sequence[GradientStats]) -> dict[str, float | None]:
 
 
 def summarise(
-    scored: Sequence[Scored], verifiers: Verifiers, policy: Policy
+    collected: Collected, verifiers: Verifiers, policy: Policy
 ) -> dict[str, float | None]:
     """Figures of the rollouts of all processes: reward, its parts, lengths, truncation, variance.
 
-    Lengths count sampled tokens, the end of sequence included; `length_right` and `length_wrong`
-    are None where there is no such response.
+    They are of all that was sampled, what dynamic sampling throws away included: the rest is
+    neither as right nor as wrong as the policy. Lengths count sampled tokens, the end of sequence
+    included; `length_right` and `length_wrong` are None where there is no such response.
     """
     names = [*verifiers.names]
     keys = ("responses", "faults", "scored", "reward", "length", "truncated", "unanswered",
-            "right", "length_right", "length_wrong", "groups", "zero_variance",
+            "right", "length_right", "length_wrong", "groups", "zero_variance", "waiting",
             *(f"part/{name}" for name in names), *(f"count/{name}" for name in names))  # fmt: skip
     sums = dict.fromkeys(keys, 0.0)
-    for group in scored:
+    for group in collected.judged:
         _add_group(sums, group, verifiers)
+    sums["waiting"] = len(collected.waiting)
     reduced = policy.sum_over_processes(torch.tensor([sums[key] for key in keys]).double())
     total = dict(zip(keys, reduced.tolist(), strict=True))
 
@@ -166,6 +228,8 @@ def summarise(
         "truncated": share("truncated", "responses"),
         "unanswered": share("unanswered", "responses"),
         "zero_variance": share("zero_variance", "groups"),
+        "groups": total["groups"],
+        "groups_waiting": total["waiting"],
         "faults": total["faults"],
         "responses": total["responses"],
     }

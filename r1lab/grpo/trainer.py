@@ -135,10 +135,11 @@ class Run:
         self.policy = Policy(
             model.to(self.accelerator.device),
             optimizer=recipe.optimizer,
-            total_updates=recipe.steps * recipe.algorithm.num_minibatches,
+            total_updates=recipe.steps * recipe.algorithm.updates_per_step,
             temperature=recipe.sampling.temperature,
             accelerator=self.accelerator,
             pad_token_id=self.tokenizer.pad_token_id or 0,
+            with_reference=recipe.algorithm.kl_coefficient > 0,
         )
         self.source = self._build_source(base_folder)
         self.stack.callback(self.source.close)

@@ -14,6 +14,7 @@ from r1lab.prompts import Template
 from r1lab.recipe import SamplingRecipe
 from r1lab.rollout.agreement import SyncGuard
 from r1lab.rollout.limits import check_fit
+from r1lab.rollout.plain import as_plain, from_plain
 from r1lab.rollout.sampler import Sampler
 from r1lab.types import (
     Completion,
@@ -23,6 +24,7 @@ from r1lab.types import (
     Rollout,
     RunStopped,
     SamplingSettings,
+    Scored,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +80,9 @@ class RolloutSource:
         self._problems, self._tokenizer, self._template = problems, tokenizer, template
         self._settings = settings
         self._rank, self._world_size, self._seed = rank, world_size, seed
-        self._position = 0  # questions drawn so far, by all processes together
+        # Questions drawn so far, by all processes together where each drew as many.
+        self._position = 0
+        self.waiting: tuple[Scored, ...] = ()  # groups left over from the step before
         self._problems_of_step: list[Problem] = []
         self._prompts: list[tuple[int, ...]] = []
 
@@ -86,21 +90,33 @@ class RolloutSource:
         """Give the sampler the policy's weights, whatever it was built with."""
         self.sync(policy)
 
-    def next(self, version: int) -> list[Rollout]:
-        """This process's share of the next step's groups, under the weights of `version`."""
+    @property
+    def share(self) -> int:
+        """Groups that this process brings to a step."""
+        return self._settings.questions_per_step // self._world_size
+
+    def next(self, version: int, count: int | None = None) -> list[Rollout]:
+        """Groups of this process's next questions, under the weights of `version`.
+
+        `count` questions; None: the share of a new step, less what is `waiting` from the last.
+        """
         if self.sampler.version != version:
             raise RunStopped(
                 f"the sampler holds weight version {self.sampler.version} and the trainer is at "
                 f"{version}: weights were not synced"
             )
-        step = range(self._position, self._position + self._settings.questions_per_step)
-        problems = [self._problems[index] for index in step[self._rank :: self._world_size]]
+        wanted = max(0, self.share - len(self.waiting)) if count is None else count
+        drawn = range(self._position, self._position + wanted * self._world_size)
+        problems = [self._problems[index] for index in drawn[self._rank :: self._world_size]]
         prompts = [self.encode(self._template.prompt(problem.question)) for problem in problems]
+        if count is None:  # what an agreement that does not hold is measured on again
+            self._problems_of_step, self._prompts = problems, prompts
+        if not problems:
+            return []
         self._check_fit(problems, prompts)
-        self._problems_of_step, self._prompts = problems, prompts
         groups = self._sample(prompts, _seed(self._seed, self._position, self._rank))
-        self._position = step.stop
-        return self._as_rollouts(groups)
+        self._position = drawn.stop
+        return _as_rollouts(problems, prompts, groups)
 
     def check_fit(self, problems: Sequence[Problem]) -> None:
         """Refuse prompts that leave no room for a response; raises RecipeError."""
@@ -125,7 +141,8 @@ class RolloutSource:
         if self.guard.holds(kl, num_tokens):
             return None
         groups = self._sample(self._prompts, _seed(self._seed, self._position, self._rank, 1))
-        kl, num_tokens = measure(self._as_rollouts(groups))
+        rollouts = _as_rollouts(self._problems_of_step, self._prompts, groups)
+        kl, num_tokens = measure(rollouts)
         self.guard.check(kl, num_tokens, self.sampler.version)
         return kl
 
@@ -134,12 +151,17 @@ class RolloutSource:
         return encode_prompt(self._tokenizer, text)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, and the floor that was measured."""
-        return {"position": self._position, "guard": self.guard.state_dict()}
+        """Where the stream stands, the groups that wait, and the floor that was measured."""
+        return {
+            "position": self._position,
+            "waiting": [as_plain(group) for group in self.waiting],
+            "guard": self.guard.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a saved stream stood."""
         self._position = state["position"]
+        self.waiting = tuple(from_plain(group) for group in state["waiting"])
         self.guard.load_state_dict(state["guard"])
 
     def close(self) -> None:
@@ -157,17 +179,18 @@ class RolloutSource:
         )
         return self.sampler.generate(prompts, settings, template=self._template)
 
-    def _as_rollouts(self, groups: Sequence[tuple[Completion, ...]]) -> list[Rollout]:
-        return [
-            Rollout(problem, prompt, group)
-            for problem, prompt, group in zip(
-                self._problems_of_step, self._prompts, groups, strict=True
-            )
-        ]
-
     def _check_fit(self, problems: Sequence[Problem], prompts: Sequence[tuple[int, ...]]) -> None:
         max_tokens, limit = self._settings.max_tokens, self.sampler.max_model_len
         check_fit(problems, prompts, max_tokens=max_tokens, limit=limit)
+
+
+def _as_rollouts(
+    problems: Sequence[Problem], prompts: Prompts, groups: Sequence[tuple[Completion, ...]]
+) -> list[Rollout]:
+    return [
+        Rollout(problem, prompt, group)
+        for problem, prompt, group in zip(problems, prompts, groups, strict=True)
+    ]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

@@ -43,6 +43,8 @@ LEVELS = (
         "r1lab.grpo.logprobs",
         "r1lab.grpo.loss",
         "r1lab.grpo.surrogate",
+        "r1lab.grpo.refill",
+        "r1lab.grpo.reference",
     ),
     (
         "r1lab.grpo",

@@ -246,7 +246,7 @@ def test_overriding_leaves_defaults_of_the_schema_alone(write):
     ("overrides", "expected"),
     [
         (("--optimizer.learning_rat", "1"), ["learning_rat:", "1", "'learning_rate'?", "beta1"]),
-        (("--algorithm.loss", "gpro"), ["algorithm.loss", "'gpro'", "'grpo'?", "dr_grpo"]),
+        (("--algorithm.loss", "grpoo"), ["algorithm.loss", "'grpoo'", "'grpo'?", "dr_grpo"]),
         (("--sampling.engine", "vlm"), ["'vllm'?"]),
         (("--template", "r1zero"), ["template", "'r1-zero'?"]),
         (("--sampling.group_size", "1"), ["sampling.group_size", "1", "at least 2"]),

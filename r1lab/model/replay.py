@@ -1,0 +1,92 @@
+"""Router replay: send tokens through the experts they went through before.
+
+A token's experts are a choice, and choices flip on differences of rounding: between sampler and
+trainer, and between the old policy and the current one. The ratio of a token whose experts changed
+is far from 1 for no reason that training should follow. Replay holds the choice and lets the gate's
+weights of the chosen experts, and their gradient, be those of the present:
+
+    R3  the sampler's choices   (arXiv 2510.11370)
+    R2  the trainer's own, from the forward that gave the old log-probs (GSPO, 2507.18071, 5.3)
+
+Layers count from 0 over those with routed experts only: V3's first dense layers have no gate. A
+sampler that numbers all layers of the model is translated by `routed_layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from r1lab.model.balance import routers
+
+
+def routed_layers(model: nn.Module) -> list[int]:
+    """The indices, among all layers of the model, of those with routed experts."""
+    gates = {id(router) for router in routers(model)}
+    paths = [name.split(".") for name, module in model.named_modules() if id(module) in gates]
+    return [int(path[path.index("layers") + 1]) for path in paths]
+
+
+class RouterReplay:
+    """Records the choices of a model's routers, or prescribes them.
+
+    Shapes: [b, t, layers, top_k], the layers as `routers(model)` orders them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._routers = routers(model)
+        self.num_layers = len(self._routers)
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Tensor]]:
+        """A list that gets the chosen experts [b * t, top_k] of each layer of a forward."""
+        chosen: list[Tensor] = []
+        hooks = [
+            router.register_forward_hook(lambda module, inputs, output: chosen.append(output[2]))
+            for router in self._routers
+        ]
+        try:
+            yield chosen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def replayed(self, experts: Tensor | None) -> Iterator[None]:
+        """Forward passes inside route by `experts` [b, t, layers, top_k]; None: as they like.
+
+        -1 anywhere in a token's choice of a layer leaves that choice to the router.
+        """
+        hooks = []
+        if experts is not None:
+            flat = experts.flatten(0, 1)  # [b * t, layers, top_k]
+            hooks = [
+                router.register_forward_hook(_prescribe(flat[:, layer]))
+                for layer, router in enumerate(self._routers)
+            ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _prescribe(experts: Tensor) -> Any:
+    """A hook that replaces a gate's choice by `experts` [tokens, top_k], weights and all."""
+
+    def hook(gate: Any, _inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
+        logits, own_weights, own = output
+        given = (experts >= 0).all(-1, keepdim=True)
+        chosen = torch.where(given, experts.to(own), own)
+        # As DeepseekV3TopkRouter weighs its own choice; the router bias chooses, it weighs nothing.
+        weights = logits.sigmoid().gather(1, chosen)
+        if gate.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        weights = (weights * gate.routed_scaling_factor).to(own_weights.dtype)
+        return logits, torch.where(given, weights, own_weights), chosen
+
+    return hook

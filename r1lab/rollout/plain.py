@@ -1,0 +1,45 @@
+"""Scored groups as plain containers, for checkpoints, which hold nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from r1lab.types import Completion, Fault, Outcome, Problem, Rollout, Scored, Verdict
+
+
+def as_plain(group: Scored) -> dict[str, Any]:
+    """The group in dicts, lists, strings, numbers and tensors."""
+    rollout = group.rollout
+    return {
+        "problem": {**_values(rollout.problem), "metadata": dict(rollout.problem.metadata)},
+        "prompt": rollout.prompt_token_ids,
+        "completions": [_values(completion) for completion in rollout.completions],
+        "outcomes": [_plain_outcome(outcome) for outcome in group.outcomes],
+    }
+
+
+def from_plain(state: dict[str, Any]) -> Scored:
+    """The group that `as_plain` took apart."""
+    rollout = Rollout(
+        Problem(**state["problem"]),
+        tuple(state["prompt"]),
+        tuple(Completion(**values) for values in state["completions"]),
+    )
+    return Scored(rollout, tuple(_outcome(values) for values in state["outcomes"]))
+
+
+def _values(record: Any) -> dict[str, Any]:
+    """The fields of a flat record."""
+    return {item.name: getattr(record, item.name) for item in fields(record)}
+
+
+def _plain_outcome(outcome: Outcome) -> dict[str, Any]:
+    values = _values(outcome)
+    if isinstance(outcome, Verdict):
+        values["parts"] = dict(outcome.parts)
+    return values
+
+
+def _outcome(values: dict[str, Any]) -> Outcome:
+    return Fault(**values) if "kind" in values else Verdict(**values)
