@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS = (
     ("r1lab", "r1lab.types"),
     ("r1lab.prompts", "r1lab.hints", "r1lab.plain_yaml", "r1lab.shortages", "r1lab.tables"),
-    ("r1lab.recipe_section", "r1lab.recipe_watch"),
+    ("r1lab.recipe_section", "r1lab.recipe_watch", "r1lab.recipe_algorithm"),
     ("r1lab.recipe",),
     (
         "r1lab.problems",
@@ -88,6 +88,7 @@ LIGHT = (
     "r1lab.prompts",
     "r1lab.published",
     "r1lab.recipe",
+    "r1lab.recipe_algorithm",
     "r1lab.recipe_errors",
     "r1lab.recipe_io",
     "r1lab.recipe_section",
