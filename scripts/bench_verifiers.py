@@ -274,6 +274,8 @@ def main() -> None:
     options = parser.parse_args()
     if not (SHARED / "verifier").is_dir():
         sys.exit(f"skipped: no labelled sets at {SHARED / 'verifier'}")
+    if find_spec("math_verify") is None:
+        sys.exit("skipped: Math-Verify is not here; pip install 'r1lab[grade]'")
     reward = load_reward("math")
     theirs = MathVerify(options.workers)
     result: dict[str, Any] = {

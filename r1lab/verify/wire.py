@@ -47,10 +47,6 @@ class Job:
     items: Sequence[Item]
     together: bool
 
-    @property
-    def num_units(self) -> int:
-        return 1 if self.together else len(self.items)
-
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 
@@ -38,6 +39,15 @@ def test_the_commands_run_in_their_order(folder):
     for command in COMMANDS:
         done = run(folder, command)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
+
+
+def test_the_reward_of_the_readme_passes(tmp_path):
+    (block,) = re.findall(
+        r"^```python\n# my_reward.py\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "my_reward.py").write_text(block)
+    done = run(tmp_path, "r1lab verify my_reward.py --problems boxes --num 20")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_recipe_can_be_trained(folder):

@@ -1,6 +1,8 @@
 """The smaller verifiers: stacks, divisions, derivations, language, length."""
 
+import ast
 import random
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +126,19 @@ def test_the_work_of_the_source_is_judged_by_its_slips():
         answer = derivations.solve(stream[i], slipped)
         given = completion(answer, " ".join(slipped.lines))
         assert derivation.reward(stream[i], given).score == 0.0
+
+
+@pytest.mark.parametrize("path", sorted(Path(boxes.__file__).parent.glob("*.py")), ids=str)
+def test_no_reward_can_evaluate_what_it_reads(path):
+    refused = {"eval", "exec", "compile", "__import__", "pickle", "marshal", "sympy", "subprocess",
+               "os", "ctypes", "sympify", "parse_expr", "ast", "builtins"}  # fmt: skip
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+            names.add((getattr(node, "module", "") or "").split(".")[0])
+    assert not names & refused
 
 
 def test_hostile_answers_score_nothing(tmp_path):
