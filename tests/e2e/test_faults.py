@@ -442,3 +442,29 @@ def test_an_engine_that_cannot_be_started_anew_ends_the_run(tmp_path, repository
     assert len(errors(done.stderr)) == 1 and "Traceback" not in done.stderr
     assert "engine died and could not be restarted" in done.stderr
     assert "step-1 is whole" in done.stdout
+
+
+# --- several processes ----------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
+    tmp_path, rewards, repository
+):
+    def launch(folder, at, *more):
+        reward = {"reward": f"{rewards}:signalled", "isolate": False,
+                  "options": {"calls": str(folder) + ".calls", "number": 15, "at": at}}  # fmt: skip
+        config = repository / "recipes" / "accelerate" / "two_processes_cpu.yaml"
+        given = arguments(folder, *more, rewards=json.dumps([reward]))
+        return subprocess.run(
+            [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}", "-m",
+             "r1lab", *given], cwd=repository, capture_output=True, text=True,
+        )  # fmt: skip
+
+    assert launch(tmp_path / "whole", 0).returncode == 0
+    stopped = launch(tmp_path / "run", 14)
+    assert stopped.returncode == 0, stopped.stderr[-3000:]
+    assert "stopped by SIGTERM; step 2 is saved" in stopped.stdout
+    assert launch(tmp_path / "run", 0, "--resume", "--force").returncode == 0
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
