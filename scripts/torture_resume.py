@@ -39,6 +39,15 @@ STEPS = 16
 VARIANTS: dict[str, dict[str, object]] = {
     "full": {},
     "lora": {"model.lora": "{rank: 8}", "optimizer.learning_rate": 2e-3},
+    # Every piece of state that an algorithm may carry along.
+    "dynamic": {
+        "algorithm.dynamic_sampling": True,
+        "algorithm.kl_coefficient": 0.01,
+        "algorithm.reference_every": 3,
+        "algorithm.num_epochs": 2,
+        "algorithm.num_minibatches": 2,
+        "algorithm.router_bias_speed": 0.001,
+    },
 }
 SETTINGS: dict[str, object] = {
     "steps": STEPS, "sampling.questions_per_step": 4, "sampling.group_size": 4,
