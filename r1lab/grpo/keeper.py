@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from r1lab.grpo.changes import check_changes
 from r1lab.grpo.checkpoint import (
     Found,
@@ -30,6 +28,7 @@ from r1lab.grpo.interrupt import StopSignals
 from r1lab.grpo.policy import NonFiniteError, Policy
 from r1lab.model.weights import save_checkpoint_folder
 from r1lab.recipe import TrainRecipe
+from r1lab.report.progress import Progress
 from r1lab.rollout.source import RolloutSource
 from r1lab.run_folder import RunFolder
 from r1lab.shortages import is_disk_full
@@ -59,10 +58,12 @@ class Keeper:
         folder: RunFolder,
         accelerator: Accelerator,
         signals: StopSignals,
+        progress: Progress,
     ) -> None:
         self.step = 0
         self.seconds = {"training": 0.0, "total": 0.0}
         self._recipe, self._folder, self._signals = recipe, folder, signals
+        self.say = progress.say
         self._accelerator, self._is_main = accelerator, accelerator.is_main_process
         self._began, self._saved_step = time.monotonic(), -1
         self._boundary: Boundary | None = None
@@ -84,11 +85,6 @@ class Keeper:
         """Seconds of training steps, and of all work on the run, over all its resumptions."""
         total = self.seconds["total"] + time.monotonic() - self._began
         return {"training": self.seconds["training"], "total": total}
-
-    def say(self, line: str) -> None:
-        """A line for the user, beside the progress bar; the main process's alone."""
-        if self._is_main:
-            tqdm.write(f"{self._recipe.name}: {line}")
 
     def save(self) -> None:
         """Write the checkpoint of the last boundary, unless it stands already."""

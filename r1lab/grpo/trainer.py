@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from r1lab.evaluate import Asked, EvalResult, ask, judge
 from r1lab.grpo.advantage import group_advantages
@@ -30,6 +29,7 @@ from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
 from r1lab.recipe_io import dump_resolved
 from r1lab.registry import load_mixture
+from r1lab.report.progress import Progress
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.restart import RestartingSampler
 from r1lab.rollout.sampler import Sampler
@@ -40,8 +40,6 @@ from r1lab.verify import IsolatedRunner, Verifiers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-Figures = dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,9 @@ class Run:
         self.rank, self.is_main = accelerator.process_index, accelerator.is_main_process
         self.folder = RunFolder(recipe.run_folder)
         self.template = TEMPLATES[recipe.template]
-        self.keeper = Keeper(recipe, self.folder, accelerator, signals)
+        self.progress = Progress(recipe.steps, recipe.name, disable=not self.is_main)
+        stack.callback(self.progress.close)
+        self.keeper = Keeper(recipe, self.folder, accelerator, signals, self.progress)
         self.scored: list[Scored] = []  # of the step under way
 
     # --- putting it together -------------------------------------------------------------------
@@ -210,26 +210,21 @@ class Run:
 
     def go(self) -> None:
         """Evaluate, take the steps, evaluate, sum up."""
-        bar = tqdm(
-            total=self.recipe.steps, initial=self.step, unit="step", desc=self.recipe.name,
-            disable=not self.is_main,
-        )  # fmt: skip
-        with bar:
-            while True:
-                self._evaluate_if_due()
-                self._save_if_due()
-                self._stop_if_watched()
-                self._stop_together()
-                if self.step == self.recipe.steps:
-                    break
-                metrics = self._take_step()
-                bar.update()
-                bar.set_postfix_str(_said(metrics))
+        figure = self.verifiers.figures[self.verifiers.names.index(self.verifiers.accuracy)]
+        self.progress.start(self.step, accuracy=figure)
+        while True:
+            self._evaluate_if_due()
+            self._save_if_due()
+            self._stop_if_watched()
+            self._stop_together()
+            if self.step == self.recipe.steps:
+                break
+            self._take_step()
         if self.is_main:
             self.folder.write_summary(summary_of(self.folder, self.keeper.seconds_now()))
         self.accelerator.wait_for_everyone()
 
-    def _take_step(self) -> Figures:
+    def _take_step(self) -> None:
         """One step from boundary to boundary. From the update on no signal may cut it short."""
 
         def before_update(scored: list[Scored]) -> None:
@@ -244,7 +239,6 @@ class Run:
         self._record(self.step + 1, result)
         self.keeper.mark(self.step + 1)
         self.signals.release()
-        return result.metrics
 
     def _record(self, step: int, result: StepResult) -> None:
         scored = self._gather(result.scored)
@@ -258,10 +252,10 @@ class Run:
         self.folder.write_rollouts(
             step, scored, group_advantages(scored, self.recipe.algorithm.advantage)
         )
-        self.folder.log_timings(
-            step, {**result.seconds, "total": total, "tokens_per_second": tokens / total}
-        )
+        timings = {**result.seconds, "total": total, "tokens_per_second": tokens / total}
+        self.folder.log_timings(step, timings)
         self.folder.log_metrics(step, metrics)
+        self.progress.step(metrics, timings)
         self.lookout.see({"step": step, **metrics})
         if result.metrics["skipped"]:
             self.keeper.say(f"step {step}: loss or gradient not finite, update skipped")
@@ -347,15 +341,8 @@ def _is_due(step: int, every: int) -> bool:
     return step > 0 and every > 0 and step % every == 0
 
 
-def _said(metrics: Figures) -> str:
-    shown = {"reward": ".3f", "accuracy": ".3f", "length": ".1f", "sync_kl": ".1e"}
-    return " ".join(
-        f"{name} {metrics[name]:{form}}"
-        for name, form in shown.items()
-        if metrics.get(name) is not None
-    )
-
-
 def _headline(result: EvalResult) -> str:
-    figures = result.headline().items()
-    return ", ".join(f"{name} {value:.3f}" for name, value in figures if value is not None)
+    """The figures in words; what faulted is in none of them, and is named with its number."""
+    words = [f"{n} {value:.3f}" for n, value in result.headline().items() if value is not None]
+    faults = result.overall.num_faults
+    return ", ".join([*words, f"{faults} samples faulted"] if faults else words)

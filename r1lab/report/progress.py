@@ -16,35 +16,42 @@ from r1lab.report.text import printable
 
 
 class Progress:
-    """Says each step of a run.
+    """Says each step of a run, and whatever else there is to say.
 
-    total     steps of the whole run; `initial` of them were done before (a resumed run)
-    accuracy  the part of the verdict that tells right from wrong (`Verifiers.accuracy`)
+    total     steps of the whole run
     disable   say nothing at all (every process but the main one)
-    file      where to; None: standard error
+    lines     where lines go; None: standard output
+    terminal  where the bar is drawn, if that is a terminal; None: standard error
     """
 
     def __init__(
         self,
         total: int,
-        initial: int = 0,
         name: str = "",
         *,
-        accuracy: str = "accuracy",
         disable: bool = False,
-        file: TextIO | None = None,
+        lines: TextIO | None = None,
+        terminal: TextIO | None = None,
     ) -> None:
-        self._total, self._done, self._initial = total, initial, initial
-        self._name, self._accuracy, self._disable = printable(name), accuracy, disable
-        self._file = sys.stderr if file is None else file
-        self._began = time.monotonic()
+        self._total, self._name, self._disable = total, printable(name), disable
+        self._lines, self._terminal = lines or sys.stdout, terminal or sys.stderr
+        self._initial = self._done = 0
+        self._accuracy, self._began = "accuracy", time.monotonic()
         self._bar: Any = None
-        if not disable and self._file.isatty():
+
+    def start(self, initial: int = 0, *, accuracy: str = "accuracy") -> None:
+        """The steps begin; `initial` of them were done before (a resumed run).
+
+        `accuracy` is the figure of metrics.jsonl that tells right from wrong.
+        """
+        self._initial = self._done = initial
+        self._accuracy, self._began = accuracy, time.monotonic()
+        if not self._disable and self._terminal.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, initial=initial, desc=self._name, file=self._file, dynamic_ncols=True,
-                bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}|{postfix}",
+                total=self._total, initial=initial, desc=self._name, file=self._terminal,
+                dynamic_ncols=True, bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}|{postfix}",
             )  # fmt: skip
 
     def step(self, metrics: Mapping[str, Any], timings: Mapping[str, Any] | None = None) -> None:
@@ -59,23 +66,24 @@ class Progress:
         figures = said(metrics, timings, accuracy=self._accuracy)
         left = f"{duration(pace * (self._total - self._done))} left"
         if self._bar is None:
-            self.say(f"{self._name} step {self._done}/{self._total}  {figures}  {left}".lstrip())
+            self.say(f"step {self._done}/{self._total}  {figures}  {left}")
         else:
             self._bar.set_postfix_str(f"{figures}  {left}", refresh=False)
             self._bar.update()
 
     def say(self, line: str) -> None:
-        """A line of its own: above the bar in a terminal."""
+        """A line of its own, with the run's name before it: above the bar in a terminal."""
         if self._disable:
             return
-        text = printable(line).replace("\n", " ")
+        text = printable(f"{self._name}: {line}" if self._name else line).replace("\n", " ")
         if self._bar is None:
-            self._file.write(text + "\n")
-            self._file.flush()
+            self._lines.write(text + "\n")
+            self._lines.flush()
         else:
-            self._bar.write(text, file=self._file)
+            self._bar.write(text, file=self._lines)
 
     def close(self) -> None:
         """Leave the terminal as it was found; the last state of the bar stays. May be repeated."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None

@@ -39,7 +39,7 @@ def lines(folder, name="metrics.jsonl"):
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "whole"
-    train(folder)
+    (folder.parent / "said.txt").write_text(train(folder).stdout)
     return folder
 
 
@@ -57,8 +57,30 @@ def test_a_run_leaves_everything_the_design_promises(whole_run):
     assert len(list((whole_run / "rollouts").glob("*.parquet"))) == 3
     assert len(list((whole_run / "eval").glob("*.json"))) == 2
     assert (whole_run / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert list((whole_run / "tracking").rglob("events.out.tfevents.*"))
+    assert 'id="index-0"' in (whole_run / "report.html").read_text()
     assert {p.name for p in (whole_run / "checkpoints").iterdir()} == {"step-2", "step-3"}
+
+
+def test_each_step_is_a_plain_line_where_there_is_no_terminal(whole_run):
+    said = (whole_run.parent / "said.txt").read_text()
+    assert not any(ord(character) < 32 for character in said.replace("\n", ""))
+    steps = [line for line in said.splitlines() if line.startswith("quickstart: step ")]
+    steps = [line for line in steps if "held out" not in line]
+    assert [line.split("  ")[0] for line in steps] == [f"quickstart: step {n}/3" for n in (1, 2, 3)]
+    for part in ("reward ", "accuracy ", "length ", "tokens/s", " left"):
+        assert part in steps[-1], part
+
+
+def test_tensorboard_has_the_figures_of_every_step(whole_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(whole_run / "tracking"))
+    events.Reload()
+    for name in ("reward", "accuracy", "entropy", "sync_kl"):
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [(line["step"], pytest.approx(line[name])) for line in lines(whole_run)]
+        assert logged == expected, name
+    assert [event.step for event in events.Scalars("eval/pass_at_1")] == [0, 3]
 
 
 def test_the_trained_model_loads_with_plain_transformers(whole_run):

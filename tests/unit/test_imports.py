@@ -21,7 +21,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top: a module imports from its own level and from those below.
 LEVELS = (
     ("r1lab", "r1lab.types"),
-    ("r1lab.prompts", "r1lab.hints", "r1lab.plain_yaml", "r1lab.shortages", "r1lab.tables"),
+    (
+        "r1lab.prompts",
+        "r1lab.hints",
+        "r1lab.plain_yaml",
+        "r1lab.shortages",
+        "r1lab.tables",
+        "r1lab.report.figures",
+        "r1lab.report.progress",
+        "r1lab.report.text",
+    ),
     ("r1lab.recipe_section", "r1lab.recipe_watch", "r1lab.recipe_algorithm"),
     ("r1lab.recipe",),
     (
@@ -57,7 +66,7 @@ LEVELS = (
         "r1lab.grpo.summary",
         "r1lab.grpo.keeper",
     ),
-    ("r1lab.evaluate", "r1lab.report.figures", "r1lab.report.progress", "r1lab.report.text"),
+    ("r1lab.evaluate",),
     (
         "r1lab.grpo.trainer",
         "r1lab.grpo.grader",

@@ -68,22 +68,26 @@ def test_sparkline() -> None:
 
 def test_plain_lines_without_a_terminal() -> None:
     out = io.StringIO()
-    progress = Progress(3, 1, "tiny", file=out)
+    progress = Progress(3, "tiny", lines=out, terminal=out)
+    progress.say("going on from step 1")
+    progress.start(1, accuracy="mine")
     progress.say("held out: pass_at_1 0.2\x1b[2J")
-    progress.step(LINE, TIMINGS)
+    progress.step({**LINE, "mine": 0.25}, TIMINGS)
     progress.step({"reward": 0.5})
     progress.close()
-    first, second, third = out.getvalue().splitlines()
-    assert first == "held out: pass_at_1 0.2␛[2J"
-    assert second.startswith("tiny step 2/3  reward 0.812  accuracy 0.750")
+    before, first, second, third = out.getvalue().splitlines()
+    assert before == "tiny: going on from step 1"
+    assert first == "tiny: held out: pass_at_1 0.2␛[2J"
+    assert second.startswith("tiny: step 2/3  reward 0.812  accuracy 0.250")
     assert second.endswith(" left")
-    assert third == "tiny step 3/3  reward 0.500  0:00 left"
+    assert third == "tiny: step 3/3  reward 0.500  0:00 left"
     assert not any(ord(character) < 32 for character in out.getvalue().replace("\n", ""))
 
 
 def test_a_disabled_one_says_nothing() -> None:
     out = io.StringIO()
-    progress = Progress(3, disable=True, file=out)
+    progress = Progress(3, disable=True, lines=out, terminal=out)
+    progress.start()
     progress.say("a")
     progress.step(LINE)
     progress.close()
@@ -116,7 +120,8 @@ def in_a_terminal(code: str) -> str:
 def test_a_bar_in_a_terminal() -> None:
     text = in_a_terminal(
         "from r1lab.report.progress import Progress\n"
-        "p = Progress(2, 0, 'tiny')\n"
+        "p = Progress(2, 'tiny')\n"
+        "p.start()\n"
         f"p.step({LINE}, {TIMINGS})\n"
         "p.say('held out: 0.5')\n"
         f"p.step({LINE}, {TIMINGS})\n"
