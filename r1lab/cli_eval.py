@@ -64,7 +64,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     add("--gguf-file", metavar="FILE", help="in MODEL, when it holds a GGUF")
     add("--kv-cache-gib", type=float, help="vLLM's cache on the CPU (1)")
     add("--served-model", metavar="NAME", help="of a server that serves several")
-    add("--out", metavar="FOLDER", help="of the results (default: RUN/evals, or evals/MODEL)")
+    add("--out", metavar="FOLDER", help="of the results (default: RUN/eval/suites, or evals/MODEL)")
     add("--json", metavar="FILE", help="write the result there too (one suite)")
     add("--dry-run", action="store_true", help="check everything, say what would be done, stop")
     parser.epilog = (

@@ -445,7 +445,9 @@ def _shown_prompt(suite: _Prepared) -> str:
 
 def _default_folder(target: Target) -> Path:
     """Beside a run's own evaluations, so that its report finds them; else evals/LABEL."""
-    return target.run / "evals" if target.run is not None else Path("evals") / target.label
+    return (
+        target.run / "eval" / "suites" if target.run is not None else Path("evals") / target.label
+    )
 
 
 def _first(*values: float | None) -> float:

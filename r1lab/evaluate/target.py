@@ -55,10 +55,10 @@ def find_target(model: str, overrides: Sequence[Override] = ()) -> Target:
     folder = Path(model).expanduser()
     if folder.is_dir() and (folder / "recipe.yaml").is_file():
         recipe = load_recipe(model, overrides, schema=TrainRecipe)
-        # --model.path says: another model, on this run's problems.
-        chosen = [key for key, _ in overrides]
-        path = recipe.model.path if "model.path" in chosen else str(_trained(folder))
-        return Target(folder.resolve().name, path, recipe, folder)
+        if any(key == "model.path" for key, _ in overrides):
+            # Another model on this run's problems: none of the run's own results.
+            return Target(_label(Path(recipe.model.path)), recipe.model.path, recipe)
+        return Target(folder.resolve().name, str(_trained(folder)), recipe, folder)
     if folder.is_dir():
         _no_overrides(model, overrides)
         inner = folder / "model"

@@ -106,11 +106,11 @@ def test_a_run_is_its_trained_model_on_its_held_out_problems(run, tmp_path, caps
     result = json.loads(out.read_text())
     assert (result["suite"], result["k"], result["max_tokens"]) == ("held-out", 2, 128)
     assert result["overall"]["num_problems"] == 10
-    assert len(list((run / "evals").glob("held-out-*.json"))) == 1
+    assert len(list((run / "eval/suites").glob("held-out-*.json"))) == 1
     printed = capsys.readouterr().out
     assert "pass@1" in printed and "greedy" in printed
     assert all("[" in line for line in printed.splitlines() if line.startswith("  pass@"))
-    assert main(["compare", str(out), "--with", str(run / "evals")]) == 0
+    assert main(["compare", str(out), "--with", str(run / "eval/suites")]) == 0
     printed = capsys.readouterr().out
     assert "run against run" in printed and printed.count("p = 1 (10 problems)") == 3
 

@@ -18,7 +18,7 @@ from r1lab.evaluate.target import find_target
 from r1lab.model.load import prepare_base
 from r1lab.prompts import Template, last_box
 from r1lab.recipe import ModelSettings
-from r1lab.types import R1labError
+from r1lab.types import Completion, R1labError
 
 DATASETS = Path(__file__).parents[3] / "shared" / "datasets"
 needs_datasets = pytest.mark.skipif(not DATASETS.is_dir(), reason=f"no {DATASETS}")
@@ -99,6 +99,28 @@ def test_a_table_is_a_suite(table: str) -> None:
 def test_what_is_no_suite(name: str, expected: str) -> None:
     with pytest.raises(R1labError, match=expected):
         suite_problems(find_suites(name)[0])
+
+
+def test_a_generator_of_reasoning_gym_scores_its_own_answers() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra [gym] is not installed")
+    from r1lab.data.reasoning_gym import load
+    from r1lab.rewards.reasoning_gym import reward
+
+    (suite,) = find_suites("gym:leg_counting")
+    problems = suite_problems(suite, num=5, seed=1)
+    assert problems == suite_problems(suite, num=5, seed=1)
+    train = suite_problems(suite, split="train", num=20, seed=1)
+    assert not {p.question for p in train} & {p.question for p in problems}
+    for asked in problems:
+        right, wrong = (
+            Completion((), "", "stop", 0, answer=text) for text in (asked.answer, "nonsense")
+        )
+        assert reward(asked, right).score == 1.0
+        assert (reward(asked, wrong).score or 0.0) < 1.0
+    with pytest.raises(ValueError, match="no generator"):
+        load("test", dataset="no_such")
+    with pytest.raises(R1labError, match="config"):
+        suite_problems(Suite("x", "reasoning_gym", {"dataset": "gcd", "config": {"no": 1}}))
 
 
 # --- prompts and answers ---
@@ -186,7 +208,7 @@ def test_targets(tmp_path: Path) -> None:
     assert find_target(str(run / "recipe.yaml")).path == "nano"
     assert find_target("quickstart").path == "nano"
     chosen = find_target(str(run), [("model.path", "nano")])
-    assert chosen.path == "nano"
+    assert (chosen.label, chosen.path, chosen.run) == ("nano", "nano", None)
     checkpoint = find_target(str(run / "checkpoints/step-5"))
     assert (checkpoint.label, checkpoint.path) == (
         "mine-step-5", str(run / "checkpoints/step-5/model"),
