@@ -40,6 +40,9 @@ _MONEY = re.compile(
 )
 _DELIMITED = re.compile(r"\$(.*[^\\])\$|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
 _ARITHMETIC = re.compile(r"[\s()+*/x×÷=·-]{1,20}")
+_AND = re.compile(r"\s*,?\s*(and|or)\s*(?:[A-Za-z]\s*=\s*)?", re.IGNORECASE)
+_DENIED = re.compile(r"\s*(?:not|n't|never)\b")
+_CLAUSE_END = re.compile(r"\.\s|\n")
 _TAIL = re.compile(r"<\|.{0,40}$|I hope it is correct\.?", re.DOTALL)
 _MARKDOWN = re.compile(r"(`{1,3}|__)([^`]*)\1|#{1,6} (.*)", re.DOTALL)
 _CONNECTORS = re.compile(
@@ -203,20 +206,34 @@ def _words_in(text: str) -> list[str]:
 
 
 def _from_prose(text: str) -> str:
-    cues = list(CUE.finditer(text))
+    cues = [cue for cue in CUE.finditer(text) if not _DENIED.match(text, cue.end())]
     if cues:
         rest = text[cues[-1].end() :]
+        clause = _CLAUSE_END.split(rest.strip(" .*:\n"), maxsplit=1)[0].strip(" .*:")
+        if clause and not _is_prose(clause):
+            return _with_unit(_without_dollars(clause))
         found = _candidates(rest)
-        for (_, end, value), (start, _, _) in pairwise(found):
-            # Arithmetic written out (35 + 70 = 105) is read to its end.
-            if not _ARITHMETIC.fullmatch(rest[end:start]):
-                return value
+        for place, ((_, end, _), (start, _, _)) in enumerate(pairwise(found)):
+            # Arithmetic written out (35 + 70 = 105) is read to its end, and so is a list.
+            if not (_ARITHMETIC.fullmatch(rest[end:start]) or _AND.fullmatch(rest[end:start])):
+                return _last_of(found[: place + 1], rest)
         if found:
-            return found[-1][2]
+            return _last_of(found, rest)
         if rest.strip(" .*:"):
             return _without_dollars(rest).strip(" .*:")
     found = _candidates(text)
-    return found[-1][2] if found else text
+    return _last_of(found, text) if found else text
+
+
+def _last_of(found: list[tuple[int, int, str]], text: str) -> str:
+    """The last candidate, and those that `and` or `or` join to it: guesses are no answer."""
+    values, joint = [found[-1][2]], " ; "
+    for (_, end, value), (start, _, _) in reversed(list(pairwise(found))):
+        if not (joined := _AND.fullmatch(text[end:start])):
+            break
+        values.append(value)
+        joint = " or " if joined[1].lower() == "or" else joint
+    return joint.join(dict.fromkeys(reversed(values)))
 
 
 def _candidates(text: str) -> list[tuple[int, int, str]]:
