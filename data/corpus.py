@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from types import ModuleType
 
 from r1lab.data import arithmetic, boxes, derivations, division
@@ -64,9 +65,7 @@ class Corpus:
     """An endless stream of documents, deterministic in (seed, index)."""
 
     def __init__(self, dials: Dials, seed: int = 0) -> None:
-        unknown = [name for name in dials.tasks if name not in TASKS]
-        if unknown:
-            raise ValueError(f"tasks: {unknown} must be among {', '.join(TASKS)}")
+        _check(dials)
         self.dials, self.seed = dials, seed
         self.streams = {name: TASKS[name].load("train", seed=seed + 1) for name in dials.tasks}
 
@@ -128,6 +127,33 @@ def _broken(thinking: str, answer: str, rng: random.Random) -> str:
     return rng.choice(forms)
 
 
+def _check(dials: Dials) -> None:
+    """Refuse dials that mean nothing; ValueError names the first."""
+    if not isinstance(dials.tasks, Mapping) or not dials.tasks:
+        raise ValueError(f"tasks: {dials.tasks!r} must map names to shares: {', '.join(TASKS)}")
+    unknown = [name for name in dials.tasks if name not in TASKS]
+    if unknown:
+        raise ValueError(f"tasks: {unknown} must be among {', '.join(TASKS)}")
+    shares = {f"tasks.{name}": share for name, share in dials.tasks.items()}
+    for name, share in {**vars(dials), **shares}.items():
+        if name == "tasks":
+            continue
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1e6:
+            raise ValueError(f"{name}: {share!r} must be a number, at least 0")
+        if name.endswith(("_rate", "drills", "broken", "_guesses")) and share > 1:
+            raise ValueError(f"{name}: {share!r} is a share, and must be at most 1")
+    if not sum(shares.values()) or not sum(
+        (dials.guess, dials.partial, dials.full, dials.selfcheck)
+    ):
+        raise ValueError("tasks, or the kinds of documents: all shares are 0")
+
+
 def documents(*, seed: int = 0, **dials: object) -> Corpus:
-    """The corpus with the given dials, the others at their defaults."""
+    """The corpus with the given dials, the others at their defaults; else ValueError."""
+    known = [field.name for field in fields(Dials)]
+    for name in dials:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"{name}: unknown dial{hint}; there are {', '.join(known)}")
     return Corpus(Dials(**dials), seed)  # type: ignore[arg-type]

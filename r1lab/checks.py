@@ -12,13 +12,13 @@ import os
 import shutil
 from pathlib import Path
 
-from r1lab.hints import nearest
+from r1lab.hints import nearest, raised
 from r1lab.model.files import QuickTokenizer, check_folder, check_vocabulary, quick_tokenizer
 from r1lab.model.load import resolve_folder
 from r1lab.problems import ProblemMixture
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import TrainRecipe
-from r1lab.registry import PROBLEM_VERIFIER, load_mixture
+from r1lab.recipe import PretrainRecipe, TrainRecipe
+from r1lab.registry import PROBLEM_VERIFIER, load_mixture, resolve
 from r1lab.rollout.build import check_engine
 from r1lab.rollout.limits import (
     check_fit,
@@ -78,6 +78,27 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
             )
         warnings += [said] if said else []
     return warnings
+
+
+def check_pretraining(recipe: PretrainRecipe, *, dry_run: bool) -> None:
+    """Refuse a pre-training that cannot run; raises RecipeError."""
+    check_writable(recipe.run_folder, "output")
+    if not dry_run:
+        check_installed("torch")
+        check_installed("transformers")
+    load = resolve(recipe.corpus.source, "source", key="corpus.source")
+    try:
+        load(seed=recipe.seed, **recipe.corpus.options)[0]
+    except R1labError:
+        raise
+    except (TypeError, ValueError, OSError) as error:  # the options are the user's
+        raise RecipeError(f"corpus.options: {' '.join(str(error).split())}") from error
+    except Exception as error:  # and the corpus may be his code
+        raise RecipeError(f"corpus.source: {recipe.corpus.source!r}: {raised(error)}") from error
+    for index, name in enumerate(recipe.card_sources if recipe.card_problems else ()):
+        resolve(name, "source", key=f"card_sources.{index}")
+    if recipe.card_problems and not dry_run:
+        check_engine(recipe.card_engine)
 
 
 def _check_base(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from r1lab import __version__, cli_eval, cli_report, cli_rewards
 from r1lab.cli_preflight import preflight
+from r1lab.cli_types import Parser, whole
 from r1lab.doctor.command import add_doctor_options, doctor
 from r1lab.types import R1labError
 
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line. `--section.key VALUE` is taken out before this parser sees it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="r1lab",
         description="Reproduce DeepSeek-R1-Zero on your own problem and your own hardware.",
         allow_abbrev=False,
@@ -108,10 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
     show = _add_command(commands, "show", _show, "read the samples of a run in the terminal")
     show.set_defaults(takes_overrides=False)
     show.add_argument("run", metavar="RUN", help="a run folder")
-    show.add_argument("--step", type=int, help="samples of this step (default: the last)")
+    show.add_argument("--step", type=whole(0), help="samples of this step (default: the last)")
     show.add_argument("--problem", metavar="ID", help="only this problem, with all its samples")
-    show.add_argument("--num", type=int, default=3, help="groups to show (default: 3)")
-    show.add_argument("--samples", type=int, default=2, help="samples of each (default: 2)")
+    show.add_argument("--num", type=whole(1), default=3, help="groups to show (default: 3)")
+    show.add_argument("--samples", type=whole(1), default=2, help="samples of each (default: 2)")
 
     report = _add_command(
         commands, "report", cli_report.report, "write a page of one run or several"
@@ -137,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[Parser],
     name: str,
     call: Command,
     summary: str,
@@ -261,15 +262,13 @@ def _draw(folder: Path) -> None:
 
 
 def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:
-    from r1lab.checks import check_installed
+    from r1lab.checks import check_pretraining
     from r1lab.recipe import PretrainRecipe
     from r1lab.recipe_io import load_recipe
-    from r1lab.registry import resolve
 
     with _once_over_processes():
         recipe = load_recipe(options.recipe, overrides, schema=PretrainRecipe)
-        resolve(recipe.corpus.source, "source", key="corpus.source")
-        check_installed("torch")
+        check_pretraining(recipe, dry_run=options.dry_run)
     if options.dry_run:
         _print_resolved(recipe)
         print(f"\nwould pre-train on {recipe.tokens:,} tokens into {recipe.run_folder}")

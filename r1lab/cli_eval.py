@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1lab.cli_types import finite, positive, whole
 from r1lab.types import R1labError, RecipeError
 
 if TYPE_CHECKING:
@@ -39,18 +39,22 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     add("--path", metavar="PLACE", help="where the suite's data lie: folder, file or hub name")
     add("--columns", metavar="NAMES", help="of a table: question=its column,answer=its column")
     add("--settings", choices=["paper"], help="temperature 0.6, top-p 0.95, k 64 or 16")
-    add("--k", type=int, help="samples of each problem (4; as the recipe says for held-out ones)")
-    add("--num", type=int, help="problems (default: all of a finite suite, else 240)")
-    add("--temperature", type=float, help="of sampling (1.0); 0 is greedy")
-    add("--top-p", type=float, help="of sampling (1.0)")
-    add("--max-tokens", type=int, help="of a response (the suite's own)")
-    add("--seed", type=int, default=1234, help="of the problems and of sampling (1234)")
+    add(
+        "--k",
+        type=whole(1),
+        help="samples of each problem (4; as the recipe says for held-out ones)",
+    )
+    add("--num", type=whole(1), help="problems (default: all of a finite suite, else 240)")
+    add("--temperature", type=finite, help="of sampling (1.0); 0 is greedy")
+    add("--top-p", type=positive, help="of sampling (1.0)")
+    add("--max-tokens", type=whole(1), help="of a response (the suite's own)")
+    add("--seed", type=whole(0), default=1234, help="of the problems and of sampling (1234)")
     add(
         "--template", default="auto", metavar="NAME",
         help="auto, chat, few-shot, r1-zero, compact, plain (auto: as trained, else the chat "
         "template, else R1-Zero's)",
     )  # fmt: skip
-    add("--shots", type=int, default=0, help="solved examples before the question (0)")
+    add("--shots", type=whole(0), default=0, help="solved examples before the question (0)")
     add("--greedy", action="store_true", help="one greedy answer to each problem as well")
     add("--budgets", metavar="TOKENS", help="also cut the thinking after so many: 32,64,128")
     add("--grader", metavar="REWARD", help="judge with this reward as well (math_verify)")
@@ -62,7 +66,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=["vllm", "transformers"], help="that samples (vllm)")
     add("--dtype", choices=["bfloat16", "float32"], help="of the weights (bfloat16)")
     add("--gguf-file", metavar="FILE", help="in MODEL, when it holds a GGUF")
-    add("--kv-cache-gib", type=float, help="vLLM's cache on the CPU (1)")
+    add("--kv-cache-gib", type=positive, help="vLLM's cache on the CPU (1)")
     add("--served-model", metavar="NAME", help="of a server that serves several")
     add("--out", metavar="FOLDER", help="of the results (default: RUN/eval/suites, or evals/MODEL)")
     add("--json", metavar="FILE", help="write the result there too (one suite)")
@@ -295,11 +299,11 @@ def _budgets(text: str | None) -> tuple[int, ...]:
 
 def _check_writable(file: str, num_suites: int) -> None:
     """Before any work: figures that cannot be written are work lost."""
-    path = Path(file).expanduser()
+    from r1lab.checks import check_writable_file
+
     if num_suites > 1:
         raise R1labError("--json: one file holds one suite; --out FOLDER takes several")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise R1labError(f"--json: {file} cannot be written (is there a folder {path.parent}?)")
+    check_writable_file(Path(file).expanduser(), "--json")
 
 
 def _results_of(places: Sequence[str]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 
+from r1lab.cli_types import positive, whole
 from r1lab.types import R1labError
 
 
@@ -13,7 +14,7 @@ def add_watch_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=False)
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument(
-        "--every", type=float, default=2.0, metavar="SECONDS", help="between looks (default: 2)"
+        "--every", type=positive, default=2.0, metavar="SECONDS", help="between looks (default: 2)"
     )
     parser.add_argument("--once", action="store_true", help="show what is there, and leave")
 
@@ -22,8 +23,6 @@ def watch(options: argparse.Namespace, _: object) -> int:
     """`r1lab watch RUN`."""
     if importlib.util.find_spec("rich") is None:
         raise R1labError("rich is not installed here; install r1lab's extra [train]")
-    if options.every <= 0:
-        raise R1labError(f"--every: {options.every:g} must be above 0")
     from r1lab.report.watch import watch as watch_run
 
     watch_run(options.run, every=options.every, once=options.once)
@@ -39,13 +38,13 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
         help="the page (default: report.html in the run folder; of several runs, in this one)",
     )  # fmt: skip
     parser.add_argument(
-        "--samples", type=int, default=100_000, metavar="N",
+        "--samples", type=whole(1), default=100_000, metavar="N",
         help="transcripts at most; 0: none (default: 100,000)",
     )  # fmt: skip
     parser.add_argument(
-        "--price", type=float, metavar="DOLLARS", help="of an hour of the machine, for the cost"
+        "--price", type=positive, metavar="DOLLARS", help="of an hour of the machine, for the cost"
     )
-    parser.add_argument("--watts", type=float, metavar="W", help="it draws, for the energy")
+    parser.add_argument("--watts", type=positive, metavar="W", help="it draws, for the energy")
     parser.epilog = (
         "One HTML file that needs no network: curves with intervals, every sample with its\n"
         "verdict, settings, versions and cost. It may be written while a run goes."

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1lab.cli_types import finite, positive, whole
 from r1lab.types import Problem, R1labError
 
 if TYPE_CHECKING:
@@ -28,16 +29,16 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
         "--problems", metavar="SOURCE", required=True,
         help="boxes, problems.jsonl, problems.parquet, file.py:load, package.module:load",
     )  # fmt: skip
-    parser.add_argument("--num", type=int, default=100, help="problems to use (default: 100)")
+    parser.add_argument("--num", type=whole(1), default=100, help="problems to use (default: 100)")
     parser.add_argument(
         "--columns", metavar="NAMES", help="of a file: question=its column,answer=its column"
     )
     parser.add_argument("--options", metavar="YAML", help="of the reward: '{tolerance: 0.1}'")
     parser.add_argument("--problem-options", metavar="YAML", help="of the source, likewise")
     parser.add_argument("--template", default="r1-zero", help="of the responses (r1-zero)")
-    parser.add_argument("--full", type=float, default=1.0, help="score of a right answer (1)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="limit of a response (5)")
-    parser.add_argument("--memory-mib", type=int, default=1024, help="likewise (1024)")
+    parser.add_argument("--full", type=finite, default=1.0, help="score of a right answer (1)")
+    parser.add_argument("--seconds", type=positive, default=5.0, help="limit of a response (5)")
+    parser.add_argument("--memory-mib", type=whole(1), default=1024, help="likewise (1024)")
     parser.add_argument("--no-isolate", action="store_true", help="run it in this process")
     parser.add_argument("--json", metavar="FILE", help="write the report there too")
     parser.epilog = (
@@ -72,6 +73,7 @@ def verify(options: argparse.Namespace, _: object) -> int:
     """`r1lab verify REWARD --problems SOURCE`."""
     if importlib.util.find_spec("rich") is None:
         raise R1labError("rich is not installed here; install r1lab's extra [train]")
+    from r1lab.checks import check_writable_file
     from r1lab.hints import nearest
     from r1lab.prompts import TEMPLATES
     from r1lab.report.verify_table import as_dict, print_report
@@ -83,11 +85,8 @@ def verify(options: argparse.Namespace, _: object) -> int:
             f"--template: {options.template!r} is not one of {', '.join(sorted(TEMPLATES))}"
             f"{nearest(options.template, TEMPLATES)}"
         )
-    for name, value in (
-        ("num", options.num), ("seconds", options.seconds), ("memory-mib", options.memory_mib)
-    ):  # fmt: skip
-        if value <= 0:
-            raise R1labError(f"--{name}: {value} must be above 0")
+    if options.json:
+        check_writable_file(options.json, "--json")
     limits = Limits(options.seconds, options.memory_mib)
     rewards = _Rewards(options.reward, _yaml("--options", options.options), limits)
     problems = _problems(options)
@@ -151,12 +150,12 @@ def _problems(options: argparse.Namespace) -> Sequence[Problem]:
 
 
 def _yaml(option: str, text: str | None) -> dict[str, Any]:
-    import yaml
+    from r1lab.plain_yaml import YamlFault, parse
 
     try:
-        value = yaml.safe_load(text or "{}")
-    except yaml.YAMLError as error:
-        raise R1labError(f"{option}: {text!r} is no YAML: {error}") from None
+        value = parse(text or "{}")
+    except YamlFault as fault:
+        raise R1labError(f"{option}: {text!r} is {fault}") from None
     if not isinstance(value, dict):
         raise R1labError(f"{option}: {text!r} names no options; write '{{name: value}}'")
     return value

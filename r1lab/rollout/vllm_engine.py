@@ -20,6 +20,7 @@ from r1lab.prompts import Template
 from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.sampler import as_completion
 from r1lab.rollout.vllm_facts import MLA_KERNEL_SHAPE, fits_mla_kernel
+from r1lab.rollout.vllm_start import explained_start
 from r1lab.types import Completion, FinishReason, R1labError, SamplingSettings
 
 if TYPE_CHECKING:
@@ -75,18 +76,26 @@ class VllmSampler:
                 options["gpu_memory_utilization"] = gpu_memory_utilization
             if _launched():
                 options["distributed_executor_backend"] = "external_launcher"
-            self.llm = LLM(
+            told = explained_start(
                 str(model_folder),
-                skip_tokenizer_init=True,
-                dtype=dtype,
+                on_cpu=on_cpu,
+                kv_cache_gib=kv_cache_gib,
+                gpu_memory_utilization=gpu_memory_utilization,
                 max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                # Log-probs of the distribution that was sampled from: after temperature and top-p.
-                logprobs_mode="processed_logprobs",
-                enforce_eager=on_cpu,
-                seed=seed,
-                **options,
             )
+            with told:
+                self.llm = LLM(
+                    str(model_folder),
+                    skip_tokenizer_init=True,
+                    dtype=dtype,
+                    max_model_len=max_model_len,
+                    max_num_seqs=max_num_seqs,
+                    # Log-probs of what was sampled from: after temperature and top-p.
+                    logprobs_mode="processed_logprobs",
+                    enforce_eager=on_cpu,
+                    seed=seed,
+                    **options,
+                )
         VllmSampler._is_open = True
         self.version = 0
         self.max_model_len: int = self.llm.model_config.max_model_len

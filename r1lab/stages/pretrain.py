@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from typing import Any
 
 import torch
 
+from r1lab.grpo.changes import differences
 from r1lab.model.balance import ExpertLoad, update_router_bias
 from r1lab.model.config import v3_config
 from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.tokenizer import VOCAB_SIZE, build_tokenizer
 from r1lab.recipe import PretrainRecipe
+from r1lab.types import RecipeError
 
 _IGNORED = -100
+_HARMLESS = ("name", "output", "checkpoint_every")  # for a run that goes on
 _POOL = 64  # rows packed at once: enough documents for a tight fit
 
 
@@ -84,6 +88,11 @@ class PackedCorpus:
                 continue
             rows[place].append((tokens, len(prompt)))
             room[place] -= len(tokens)
+        if not any(rows):
+            raise RecipeError(
+                f"row_length: {length} tokens are too few: none of the corpus's documents fits; "
+                "raise it"
+            )
         return rows
 
     def _tensors(self, rows: list[list[tuple[list[int], int]]], last_of_pool: bool) -> Rows:
@@ -145,9 +154,12 @@ def build_model(recipe: PretrainRecipe) -> torch.nn.Module:
     return model
 
 
-def save_state(folder: Path, model: Any, optimizer: MasterAdamW, progress: Progress) -> None:
+def save_state(
+    folder: Path, model: Any, optimizer: MasterAdamW, progress: Progress, recipe: PretrainRecipe
+) -> None:
     """Write everything the run needs to go on, whole or not at all."""
     state = {
+        "recipe": recipe.model_dump(mode="json"),
         "optimizer": optimizer.state_dict(),
         "buffers": dict(model.named_buffers()),
         "progress": vars(progress),
@@ -157,12 +169,33 @@ def save_state(folder: Path, model: Any, optimizer: MasterAdamW, progress: Progr
     os.replace(temporary, folder / "state.pt")
 
 
-def load_state(folder: Path, model: Any, optimizer: MasterAdamW) -> Progress:
-    """Take up a saved state where there is one; a fresh Progress otherwise."""
+def load_state(
+    folder: Path, model: Any, optimizer: MasterAdamW, recipe: PretrainRecipe
+) -> Progress:
+    """Take up a saved state where there is one; a fresh Progress otherwise.
+
+    Raises RecipeError where the state is that of another recipe, or torn.
+    """
     path = folder / "state.pt"
     if not path.exists():
         return Progress()
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise RecipeError(
+            f"output: {path} is torn ({' '.join(str(error).split())[:100]}); remove it to begin "
+            "anew, or name another folder with --output"
+        ) from None
+    changed = [
+        f"{key}: {text}"
+        for key, text in differences(state.get("recipe", {}), recipe.model_dump(mode="json"))
+        if key not in _HARMLESS and not key.startswith("card_")
+    ]
+    if changed and "recipe" in state:
+        raise RecipeError(
+            f"output: {folder} holds a pre-training of another recipe ({'; '.join(changed)}); "
+            "change it back, or name another folder with --output"
+        )
     optimizer.load_state_dict(state["optimizer"])
     for name, buffer in model.named_buffers():
         buffer.copy_(state["buffers"][name])
@@ -190,7 +223,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         list(model.parameters()), learning_rate=recipe.learning_rate,
         betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay,
     )  # fmt: skip
-    progress = load_state(folder, model, optimizer)
+    progress = load_state(folder, model, optimizer, recipe)
     forget_lines_after(folder / "metrics.jsonl", progress.step)
     _loop(recipe, folder, model, tokenizer, optimizer, corpus, progress)
     from r1lab.stages.model_card import finish_base
@@ -239,6 +272,6 @@ def _loop(
             if rows.next_document >= 0:
                 progress.next_document = rows.next_document
                 if progress.step - saved_at >= recipe.checkpoint_every:
-                    save_state(folder, model, optimizer, progress)
+                    save_state(folder, model, optimizer, progress, recipe)
                     saved_at = progress.step
-    save_state(folder, model, optimizer, progress)
+    save_state(folder, model, optimizer, progress, recipe)

@@ -142,6 +142,9 @@ def test_a_misspelt_key(refused, key, value, expected):
     refused("train", "recipe.yaml", f"--{key}", value, expect=(key, *expected))
 
 
+UNBOUNDED = {"rewards.0.weight", "watch.reward_dead.below"}  # any finite number may be meant
+
+
 @pytest.mark.parametrize("value", ["true", "[1]", "{a: 1}", ".nan", '"\\0"', "-1e9", "1e400"])
 @pytest.mark.parametrize(
     ("command", "schema"), [("train", TrainRecipe), ("pretrain", PretrainRecipe)]
@@ -153,13 +156,15 @@ def test_every_number_refuses(capsys, command, schema, value):
         if default.replace(".", "").replace("e-", "").isdigit()
     ]
     assert len(numbers) > 10
+    recipe = {"train": "recipe.yaml", "pretrain": "pretrain.yaml"}[command]
     for key in numbers:
-        if (key, value) == ("rewards.0.weight", "-1e9"):
-            continue  # a penalty may be as large as one likes
-        assert main([command, f"{'recipe' if command == 'train' else command}.yaml", f"--{key}",
-                     value]) == 2  # fmt: skip
+        if value == "-1e9" and key in UNBOUNDED:
+            continue
+        assert main([command, recipe, f"--{key}", value]) == 2, key
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"{key}: " in line, line
+        # An optional section that the value alone makes may lack what it requires.
+        section, _, _ = key.rpartition(".")
+        assert f"{key}: " in line or (f"{section}." in line and "missing" in line), line
 
 
 # --- files ---
@@ -213,7 +218,7 @@ def test_a_file_that_is_no_recipe(refused, here, content, expected):
         ("", ["recipe"]),
     ],
 )
-@pytest.mark.parametrize("command", ["train", "eval", "pretrain"])
+@pytest.mark.parametrize("command", ["train", "pretrain"])
 def test_a_recipe_that_is_not_there(refused, here, command, path, expected):
     for name in ("recipe.yaml", "pretrain.yaml") if path == "." else ():
         (here / name).unlink()
@@ -380,3 +385,162 @@ def test_too_few_problems_to_hold_out(refused, here):
     refused("train", "recipe.yaml", "--problems.sources", "[{source: rows.jsonl}]",
             "--evaluation.num_problems", "79",
             expect=("evaluation.num_problems", "79", "lower it, or add problems"))  # fmt: skip
+
+
+# --- gold answers, trackers, and where things are written ---
+
+
+def test_a_gold_answer_that_its_own_verifier_rejects(refused, here):
+    rows = GOOD_ROWS.replace('"answer": "21"', '"answer": "21", "verifier": "never.py"')
+    (here / "never.py").write_text("def reward(problem, completion):\n    return 0.0\n")
+    (here / "rows.jsonl").write_text(rows)
+    refused("train", "recipe.yaml", "--problems.sources", "[{source: rows.jsonl}]",
+            "--problems.check_gold", 80,
+            expect=("problems", "never.py' rejects the gold answer '21' of problem rows/21",
+                    "1 of", "problems.check_gold"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return 0.0", ["score 0.0", "rejects the gold answer"]),
+        ("return problem.answer != '7'", ["'7'", "1 of"]),
+        ("raise KeyError('gold')", ["KeyError"]),
+        ("import time; time.sleep(60)", ["timeout", "longer than 0.2 seconds"]),
+        ("import os; os._exit(3)", ["crash"]),
+    ],
+)
+def test_a_verifier_that_fails_on_gold_answers(refused, here, body, expected):
+    (here / "mine.py").write_text(f"def reward(problem, completion):\n    {body}\n")
+    (here / "rows.jsonl").write_text(GOOD_ROWS)
+    sources = "[{source: rows.jsonl, options: {verifier: mine.py}}]"
+    refused("train", "recipe.yaml", "--problems.sources", sources,
+            "--rewards", "[{reward: problem, seconds: 0.2}]", "--problems.check_gold", 80,
+            expect=("problem", "mine.py", *expected))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trackers", "expected"),
+    [
+        ("[tensorbord]", ["trackers.0", "'tensorbord'", "'tensorboard'"]),
+        ("[tensorboard, wandbb]", ["trackers.1", "'wandbb'", "'wandb'"]),
+        ("[all]", ["trackers.0", "'all'", "tensorboard"]),
+        ("[aim]", ["trackers.0", "'aim'", "pip install aim"]),
+    ],
+)
+def test_a_tracker(refused, trackers, expected):
+    refused("train", "recipe.yaml", "--tracking.trackers", trackers, expect=tuple(expected))
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("recipe.yaml", ["'recipe.yaml' is a file"]),
+        ("recipe.yaml/run", ["below", "recipe.yaml', which is a file"]),
+        ("/proc/run", ["'/proc/run'", "MiB free"]),
+        ("x" * 300, ["too long"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_an_output(refused, command, output, expected):
+    recipe = {"train": "recipe.yaml", "pretrain": "pretrain.yaml"}[command]
+    refused(command, recipe, "--output", output, expect=("x" if "x" * 9 in output else "output",
+                                                         *expected))  # fmt: skip
+
+
+# --- what fits the context and the vocabulary ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--sampling.max_tokens", "512"], ["sampling.max_tokens: 512", "512 tokens of context"]),
+        (["--sampling.max_tokens", "500"], ["sampling.max_model_len: 512", "prompt has",
+                                            "lower max_tokens"]),
+        (["--sampling.max_model_len", "8"], ["sampling.max_model_len: 8", "prompt has"]),
+        (["--sampling.max_model_len", "513"], ["sampling.max_model_len: 513", "512 positions"]),
+        (["--template", "r1-zero", "--sampling.max_model_len", "64"], ["max_model_len: 64"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit(refused, overrides, expected):
+    refused("train", "recipe.yaml", *overrides, expect=tuple(expected))
+
+
+def test_one_long_row_among_many_is_found(refused, here):
+    long = '{"id": "long one", "question": "' + "1 + " * 300 + '1 =", "answer": "301"}\n'
+    (here / "rows.jsonl").write_text(GOOD_ROWS * 0 + GOOD_ROWS + long)
+    refused("train", "recipe.yaml", "--problems.sources",
+            "[{source: rows.jsonl, options: {test_fraction: 0.2}}]",
+            expect=("sampling.max_model_len", "problem long one",
+                    "leave the problem out"))  # fmt: skip
+
+
+def test_words_that_the_tokenizer_does_not_know_are_warned_of(capsys, here):
+    rows = "".join(f'{{"question": "Janet has {i} ducks .", "answer": "{i}"}}\n' for i in range(40))
+    (here / "rows.jsonl").write_text(rows)
+    sources = "[{source: rows.jsonl, options: {test_fraction: 0.2}}]"
+    assert main(["train", "recipe.yaml", "--problems.sources", sources, "--dry-run"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in ("r1lab: warning: model.path", "'nano'", "%", "'Janet'", "'ducks'", "another base"):
+        assert part in line, line
+
+
+# --- other commands ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["pretrain", "pretrain.yaml", "--size", "nanno"], ["size", "'nanno'", "'nano'"]),
+        (["pretrain", "pretrain.yaml", "--tokens", "0"], ["tokens", "greater than 0"]),
+        (["pretrain", "pretrain.yaml", "--row_length", "4"], ["row_length", "4", "at least 16"]),
+        (["pretrain", "pretrain.yaml", "--corpus.source", "corpsu"], ["corpus.source", "'corpsu'"]),
+        (["pretrain", "pretrain.yaml", "--corpus.options", "{gess: 1}"], ["corpus.options: gess",
+                                                                         "'guess'"]),
+        (["pretrain", "pretrain.yaml", "--corpus.options", "{tasks: {box: 1}}"],
+         ["corpus.options", "'box'"]),
+        (["pretrain", "pretrain.yaml", "--corpus.options", "{guess: lots}"],
+         ["corpus.options", "guess"]),
+        (["pretrain", "pretrain.yaml", "--card_sources", "[boxs]"], ["card_sources.0", "'boxes'"]),
+        (["show", "runs/nothing"], ["runs/nothing"]),
+        (["show", "recipe.yaml"], ["recipe.yaml"]),
+        (["show", "."], ["no run folder", "recipe.yaml"]),
+        (["show", "run", "--num", "0"], ["--num", "0"]),
+        (["show", "run", "--samples", "-1"], ["--samples", "-1"]),
+        (["show", "run", "--step", "x"], ["--step", "'x'"]),
+        (["new", "reward", "my-reward"], ["'my-reward'", "letters"]),
+        (["new", "reward", "class"], ["'class'"]),
+        (["new", "reward", "json"], ["'json'", "another name"]),
+        (["new", "reward", "recipe.yaml/mine"], ["recipe.yaml"]),
+        (["new", "reward", ""], ["''"]),
+        (["new", "rewrad", "mine"], ["'rewrad'", "reward"]),
+        (["verify", "boxes"], ["--problems"]),
+        (["verify", "boxs", "--problems", "boxes"], ["'boxs'", "'boxes'"]),
+        (["verify", "boxes", "--problems", "boxs"], ["'boxs'", "'boxes'"]),
+        (["verify", "boxes", "--problems", "no.jsonl"], ["no.jsonl", "no file"]),
+        (["verify", "boxes", "--problems", "boxes", "--num", "0"], ["--num", "0"]),
+        (["verify", "boxes", "--problems", "boxes", "--num", "x"], ["--num", "'x'"]),
+        (["verify", "boxes", "--problems", "boxes", "--seconds", "nan"], ["--seconds", "nan"]),
+        (["verify", "boxes", "--problems", "boxes", "--full", "inf"], ["--full", "inf"]),
+        (["verify", "boxes", "--problems", "boxes", "--template", "r1"], ["--template", "'r1'"]),
+        (["verify", "boxes", "--problems", "boxes", "--options", "[1"], ["--options", "'[1'"]),
+        (["verify", "boxes", "--problems", "boxes", "--options", "x"], ["--options", "'x'"]),
+        (["verify", "boxes", "--problems", "boxes", "--options", "{x: 1}"], ["options.x"]),
+        (["verify", "boxes", "--problems", "boxes", "--columns", "a=b"], ["--columns"]),
+        (["verify", "boxes", "--problems", "boxes", "--json", "no/such/x.json"], ["--json",
+                                                                                "no folder"]),
+        (["verify", "boxes", "--problems", "boxes", "--json", "."], ["--json", "is a folder"]),
+        (["train"], ["RECIPE"]),
+        (["train", "recipe.yaml", "again"], ["again"]),
+        (["train", "recipe.yaml", "--resum"], ["--resum", "'--resume'"]),
+        (["train", "recipe.yaml", "--steps"], ["--steps needs a value"]),
+        (["tarin", "recipe.yaml"], ["'tarin'", "train"]),
+        ([], ["COMMAND"]),
+    ],
+)  # fmt: skip
+def test_a_command(refused, here, arguments, expected):
+    (here / "run").mkdir()
+    (here / "run" / "metrics.jsonl").write_text("")
+    if arguments == ["show", "."]:
+        (here / "recipe.yaml").unlink()
+    refused(*arguments, expect=tuple(expected))

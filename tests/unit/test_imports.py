@@ -23,6 +23,7 @@ LEVELS = (
     ("r1lab", "r1lab.types"),
     (
         "r1lab.prompts",
+        "r1lab.cli_types",
         "r1lab.hints",
         "r1lab.plain_yaml",
         "r1lab.shortages",
@@ -38,7 +39,6 @@ LEVELS = (
         "r1lab.recipe_errors",
         "r1lab.registry",
         "r1lab.published",
-        "r1lab.tables",
         "r1lab.recipe_io",
         "r1lab.run_folder",
     ),

@@ -10,6 +10,7 @@ from r1lab.data.corpus import Corpus, Dials
 from r1lab.model.tokenizer import build_tokenizer
 from r1lab.recipe import PretrainRecipe
 from r1lab.stages import pretrain as stage
+from r1lab.types import RecipeError
 
 
 def recipe(folder, tokens=6_000, **changes):
@@ -59,8 +60,8 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path, cut_at):
     class Cut(Exception):
         pass
 
-    def kill(folder, model, optimizer, progress, save=stage.save_state):
-        save(folder, model, optimizer, progress)
+    def kill(folder, model, optimizer, progress, recipe, save=stage.save_state):
+        save(folder, model, optimizer, progress, recipe)
         if progress.tokens > cut_at:
             raise Cut
 
@@ -70,6 +71,8 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path, cut_at):
             stage.pretrain(part)
     finally:
         stage.save_state = original
+    with pytest.raises(RecipeError, match=r"another recipe \(learning_rate: 0.002 -> 0.1\)"):
+        stage.pretrain(part.model_copy(update={"learning_rate": 0.1}))
     resumed = stage.pretrain(part)
     ours, theirs = (
         json.loads((folder / "card.json").read_text())["sha256"] for folder in (whole, resumed)
@@ -78,3 +81,15 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path, cut_at):
     card = json.loads((whole / "card.json").read_text())
     assert card["tokens"] >= 6_000 and set(card["expert_load"]) > {"all", "boxes"}
     assert card["kv_cache_bytes_per_token"]["mla"] < card["kv_cache_bytes_per_token"]["multi_head"]
+
+
+def test_rows_that_no_document_fits_are_refused(tmp_path):
+    short = recipe(tmp_path).model_copy(update={"row_length": 3})
+    with pytest.raises(RecipeError, match="row_length: 3 tokens are too few"):
+        next(iter(stage.PackedCorpus(Corpus(Dials()), build_tokenizer(), short)))
+
+
+def test_a_torn_state_is_named(tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(RecipeError, match=r"state\.pt is torn"):
+        stage.load_state(tmp_path, None, None, recipe(tmp_path))
