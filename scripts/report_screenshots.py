@@ -40,10 +40,9 @@ def main() -> int:
             page.open(report, width=1360, height=1130)
             take(page, TOP, into / "report.png")
             page.open(report, width=1360, height=900)
-            page.set("order", "improved")
-            page.until(
-                "return R1.page.transcripts.gains && document.querySelector('.sample.right')"
-            )
+            page.set("step", "20")
+            page.set("order", "mixed")
+            page.until(f"return {SHOWN}.querySelector('.right') && {SHOWN}.querySelector('.wrong')")
             page.js(TRANSCRIPTS)
             page.press("t")
             take(page, TRANSCRIPTS, into / "report_transcripts.png")

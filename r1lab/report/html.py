@@ -57,9 +57,12 @@ def write_report(
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-        _write(file, folders, price, watts, max_samples // len(folders))
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+            _write(file, folders, price, watts, max_samples // len(folders))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

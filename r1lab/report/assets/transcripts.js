@@ -277,13 +277,12 @@ R1.Transcripts = class {
       flags & GREEDY ? el("span", { class: "tag" }, "greedy") : null,
     ];
     const whole = (this.index.prefixes[prefix] || "") + text;
-    const cut = whole.lastIndexOf("</think>");
-    const thinking = cut < 0 ? "" : whole.slice(0, cut + 8);
-    const rest = cut < 0 ? whole : whole.slice(cut + 8);
+    const [thinking, rest, open] = parted(whole);
     const query = this.inputs.query.value.trim().toLowerCase();
+    const length = Math.max(0, thinking.length - "<think></think>".length);
     const folded = thinking
       ? el("details", { class: "thinking", open: this.unfolded || holds(query, thinking) },
-        el("summary", {}, `thinking, ${R1.plural(Math.max(0, [...thinking].length - (thinking.startsWith("<think>") ? 15 : 8)), "character")}`),
+        el("summary", {}, `thinking${open ? ", never closed" : ""}, ${R1.plural(length, "character")}`),
         el("div", { class: "text mono" }, this.marked(thinking)))
       : null;
     return el("article", { class: `sample ${kind}`, tabindex: "-1", "data-sample": i, "aria-label": `sample ${i + 1}, ${kind}` },
@@ -294,7 +293,7 @@ R1.Transcripts = class {
         el("div", {}, el("div", { class: "name" }, "answer"),
           answer === null ? el("div", { class: "none" }, "no answer") : el("div", { class: "mono" }, this.marked(answer))),
         el("div", {}, el("div", { class: "name" }, "gold"), el("div", { class: "mono" }, this.marked(gold)))),
-      folded, el("div", { class: "text mono" }, this.marked(rest.trim() ? rest.replace(/^\s+/, "") : "")));
+      folded, el("div", { class: "text mono" }, this.marked(rest.trimStart())));
   }
 
   // Text with what was searched for marked. Text nodes only: nothing in it is ever markup.
@@ -364,3 +363,11 @@ R1.Transcripts = class {
     for (const details of this.detail.querySelectorAll("details.thinking")) details.open = this.unfolded;
   }
 };
+
+// A response as [thinking, rest, whether the thinking was never closed]: the thinking reaches to the
+// last </think>, as the library reads it. Without one a short response is shown as it is.
+function parted(whole) {
+  const at = whole.lastIndexOf("</think>");
+  if (at >= 0) return [whole.slice(0, at + 8), whole.slice(at + 8), false];
+  return whole.includes("<think>") && whole.length > 600 ? [whole, "", true] : ["", whole, false];
+}
