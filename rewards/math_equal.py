@@ -24,12 +24,21 @@ def same(gold: Node, given: Node) -> bool:
         gold, given = settle(gold, scalars_agree), settle(given, scalars_agree)
     except Contradiction:
         return False
+    gold, given = _single(gold), _single(given)
     # A set of one member is that member, where the other side is no collection of several.
     if gold.kind == "set" and len(gold.args) == 1 and given.kind not in ("list", "set"):
         gold = gold.args[0]
     elif given.kind == "set" and len(given.args) == 1 and gold.kind not in ("list", "set"):
         given = given.args[0]
     return agree(gold, given)
+
+
+def _single(node: Node) -> Node:
+    """The value that a list gives twice; the node itself for anything else."""
+    if node.kind != "list" or len(node.args) > _MOST_MEMBERS:
+        return node
+    first, *rest = node.args
+    return first if all(agree(first, other) for other in rest) else node
 
 
 def agree(gold: Node, given: Node) -> bool:
