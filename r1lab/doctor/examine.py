@@ -11,7 +11,7 @@ from r1lab.doctor.probe import run_probes
 from r1lab.doctor.records import Facts, Finding, Report
 from r1lab.rollout.vllm_facts import MLA_KERNEL_SHAPE
 
-# What the quickstart needs at least, with its engine and its checkpoints (measured: 3.1 GiB of
+# What the quickstart needs at least, with its engine and its checkpoints (measured: 3.0 GiB of
 # memory, 0.1 GiB of disk). Larger bases need more.
 _MEMORY_GIB, _DISK_GIB = 4.0, 1.0
 # Below, bfloat16 costs time on this CPU and float32 is the better choice.

@@ -37,7 +37,9 @@ class Lookout:
         say: Callable[[str], None],
     ) -> None:
         self._folder, self._say, self._accuracy = folder, say, verifiers.accuracy
-        self._limits = Limits(recipe.sampling.max_tokens, recipe.sampling.max_model_len)
+        self._limits = Limits(
+            recipe.sampling.max_tokens, recipe.sampling.max_model_len, recipe.max_fault_share
+        )
         figure = verifiers.figures[verifiers.names.index(verifiers.accuracy)]
         self._watcher = Watcher(recipe.watch, figure)
         self._watcher.replay(folder.metrics())

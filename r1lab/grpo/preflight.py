@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from r1lab.grpo.faults import explained
 from r1lab.grpo.policy import Policy
 from r1lab.grpo.prospects import Agreement, Limits, Prospects, judge_prospects
 from r1lab.model.adapters import add_lora
@@ -30,6 +31,16 @@ def preflight(recipe: TrainRecipe) -> Prospects:
     The main process also writes them into the run folder, as preflight.json. Every process of a
     launch takes part, and each returns the same. Raises R1labError for what cannot run at all.
     """
+    try:
+        return _look(recipe)
+    except Exception as error:
+        said = explained(error, recipe, in_update=False)
+        if said is None or said is error:
+            raise
+        raise said from error
+
+
+def _look(recipe: TrainRecipe) -> Prospects:
     from accelerate import Accelerator
     from accelerate.utils import gather_object, set_seed
 
@@ -70,7 +81,7 @@ def preflight(recipe: TrainRecipe) -> Prospects:
     found = judge_prospects(
         gather_object(scored) if world > 1 else scored,
         accuracy=verifiers.accuracy,
-        limits=Limits(settings.max_tokens, max_model_len),
+        limits=Limits(settings.max_tokens, max_model_len, recipe.max_fault_share),
         agreement=agreement,
     )
     if accelerator.is_main_process:

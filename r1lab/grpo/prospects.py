@@ -33,7 +33,6 @@ _MUCH_WITHOUT_VARIANCE = 0.8
 _FEW_GROUPS_TEACH = 0.1
 # Dividing by a standard deviation this small makes a step of rounding.
 _NARROW = 0.01
-_MANY_FAULTS = 0.5
 _SOME_FAULTS = 0.01
 
 
@@ -53,6 +52,7 @@ class Limits:
 
     max_tokens: int
     max_model_len: int | None = None
+    max_fault_share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def judge_prospects(
     points = [
         _ends(figures, limits),
         _answers(figures),
-        _rewards(figures),
+        _rewards(figures, limits),
         _variance(figures),
         _right_and_wrong(figures),
         _prompts(figures, limits),
@@ -243,13 +243,14 @@ def _answers(figures: Figures) -> Point:
     return Point("answers", "ok", found)
 
 
-def _rewards(figures: Figures) -> Point:
+def _rewards(figures: Figures, limits: Limits) -> Point:
     faults = figures["faults"] or 0.0
     found = f"{faults:.1%} of the responses made a reward break down"
     if faults <= _SOME_FAULTS:
         return Point("rewards", "ok", found)
     change = "try the rewards alone with `r1lab verify`; raise rewards.*.seconds or memory_mib"
-    return Point("rewards", "failed" if faults >= _MANY_FAULTS else "warning", found, change)
+    failed = faults > limits.max_fault_share  # a run stops there
+    return Point("rewards", "failed" if failed else "warning", found, change)
 
 
 def _variance(figures: Figures) -> Point | None:

@@ -72,7 +72,7 @@ def test_figures_by_hand():
         ([group(WRONG, WRONG)], {"variance", "accuracy"}, "r1lab verify"),
         ([group(RIGHT, RIGHT)], {"variance", "accuracy"}, "harder problems"),
         ([group((OPEN, "stop", 0.0), (OPEN, "stop", 1.0))], {"answers"}, "template"),
-        ([group(BROKEN, BROKEN, RIGHT, WRONG)], {"rewards"}, "r1lab verify"),
+        ([group(BROKEN, BROKEN, BROKEN, RIGHT, WRONG)], {"rewards"}, "r1lab verify"),
         ([group(RIGHT, WRONG, prompt=6)], {"prompts"}, "max_model_len to 9"),
     ],
 )
