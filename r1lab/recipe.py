@@ -28,7 +28,6 @@ class LoraSettings(Section):
 
     rank: Positive = Field(16, le=4096, description="rank r of the update B A")
     alpha: float = Field(32.0, gt=0, description="scale: the update is alpha / r * B A")
-    dropout: float = Field(0.0, ge=0, lt=1)
     attention: bool = Field(True, description="adapt the attention projections")
     dense: bool = Field(True, description="adapt dense and shared-expert projections")
     experts: bool = Field(True, description="adapt the routed experts' fused weights")

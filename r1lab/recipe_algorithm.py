@@ -100,7 +100,7 @@ class AlgorithmSettings(Section):
     router_replay: Literal["none", "old", "sampler"] = Field(
         "none",
         description="hold the experts of each token to those of the forward that gave the old "
-        "log-probs (old), or to the sampler's (sampler; vLLM on a GPU)",
+        "log-probs (old), or to the sampler's (sampler; not with vLLM on a CPU)",
     )
     num_epochs: Positive = Field(1, le=1000, description="times that a rollout is gone through")
     num_minibatches: Positive = Field(

@@ -196,7 +196,8 @@ class Batch:
 class SamplingSettings:
     """How to sample: the number of completions per prompt and the distribution they come from.
 
-    `temperature` 0 is greedy decoding. `logprobs` asks for the log-prob of each sampled token.
+    `temperature` 0 is greedy decoding. `logprobs` asks for the log-prob of each sampled token,
+    `routed_experts` for the experts that each token went through.
     """
 
     num_samples: int = 1
@@ -204,6 +205,7 @@ class SamplingSettings:
     top_p: float = 1.0
     max_tokens: int = 128
     logprobs: bool = False
+    routed_experts: bool = False
     seed: int | None = None
 
 

@@ -17,6 +17,7 @@ import torch
 from r1lab.evaluate import Asked, EvalResult, ask, judge
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.faults import explained
+from r1lab.grpo.floor import measure_floor
 from r1lab.grpo.interrupt import StopSignals
 from r1lab.grpo.keeper import Keeper
 from r1lab.grpo.lookout import Lookout
@@ -25,6 +26,7 @@ from r1lab.grpo.step import StepResult, rl_step
 from r1lab.grpo.summary import summary_of
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
+from r1lab.model.replay import require_routers
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
 from r1lab.recipe_io import dump_resolved
@@ -130,6 +132,8 @@ class Run:
             recipe.rewards, template=self.template, runner=runner, max_steps=recipe.steps
         )
         model, self.tokenizer, base_folder = load_base(recipe.model)
+        if recipe.algorithm.router_bias_speed or recipe.algorithm.router_replay != "none":
+            require_routers(model)
         if recipe.model.lora is not None:
             model = add_lora(model, recipe.model.lora, seed=recipe.seed)
         self.policy = Policy(
@@ -148,6 +152,8 @@ class Run:
             self.keeper.restore(force=force)
         self.source.check_fit(self.held_out)
         self.source.start(self.policy)
+        if recipe.model.lora is not None:
+            measure_floor(self.policy, self.source, recipe.seed)
         self._open_folder()
         self.keeper.mark(self.keeper.step)
         self.lookout = Lookout(
@@ -183,6 +189,7 @@ class Run:
                 max_model_len=recipe.sampling.max_model_len,
                 kv_cache_gib=recipe.sampling.kv_cache_gib,
                 gpu_memory_utilization=recipe.sampling.gpu_memory_utilization,
+                routed_experts=recipe.algorithm.router_replay == "sampler",
             )
 
         def say_restart(cause: str) -> None:
@@ -204,6 +211,7 @@ class Run:
             world_size=self.accelerator.num_processes,
             seed=recipe.seed,
             max_sync_kl=recipe.algorithm.max_sync_kl,
+            routed_experts=recipe.algorithm.router_replay == "sampler",
         )
 
     # --- the loop ------------------------------------------------------------------------------

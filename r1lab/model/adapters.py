@@ -24,8 +24,9 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> P
     """Freeze `model` and put adapters into it; at the start its output is the base's exactly.
 
     The adapters are float32 whatever the base's precision, drawn from `seed` alone (torch's random
-    state is left as it was). The router is never adapted. Raises RecipeError when `settings`
-    select nothing that the model has, or ask for what peft cannot do.
+    state is left as it was). The router is never adapted. There is no dropout: it would make the
+    trainer another model than the sampler. Raises RecipeError when `settings` select nothing that
+    the model has.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -35,15 +36,9 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> P
             "model.lora: attention, dense and experts select no weights of "
             f"{type(model).__name__}; set one of them that the model has to true"
         )
-    if parameters and settings.dropout > 0:
-        raise RecipeError(
-            f"model.lora.dropout: {settings.dropout} is not possible on fused expert weights; "
-            "set it to 0, or model.lora.experts to false"
-        )
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
         target_modules=modules,
         target_parameters=parameters or None,
         task_type="CAUSAL_LM",

@@ -22,13 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from r1lab.model.balance import routers
+from r1lab.types import RecipeError
 
 
-def routed_layers(model: nn.Module) -> list[int]:
-    """The indices, among all layers of the model, of those with routed experts."""
-    gates = {id(router) for router in routers(model)}
-    paths = [name.split(".") for name, module in model.named_modules() if id(module) in gates]
-    return [int(path[path.index("layers") + 1]) for path in paths]
+def routed_layers(config: Any) -> list[int]:
+    """The indices, among all layers of a V3-style model, of those with routed experts."""
+    return list(range(config.first_k_dense_replace, config.num_hidden_layers))
+
+
+def require_routers(model: nn.Module) -> None:
+    """Refuse a model without V3's routers; raises RecipeError."""
+    if not routers(model):
+        raise RecipeError(
+            "algorithm.router_bias_speed, algorithm.router_replay: "
+            f"{type(model).__name__} has no router of DeepSeek-V3's kind; leave them at 0 and none"
+        )
 
 
 class RouterReplay:

@@ -30,11 +30,13 @@ def build_sampler(
     max_num_seqs: int = 512,
     seed: int = 0,
     attention: Attention = "auto",
+    routed_experts: bool = False,
 ) -> Sampler:
     """The sampler of `sampling.engine`, holding the weights in `model_folder` as version 0.
 
-    Nothing is put in an engine's place when it is missing: raises RecipeError. The last four
-    options but `max_num_seqs` and `seed` are vLLM's alone.
+    Nothing is put in an engine's place when it is missing: raises RecipeError. `kv_cache_gib`,
+    `gpu_memory_utilization`, `attention` and `routed_experts` (whether experts will be asked for)
+    are vLLM's alone.
     """
     check_engine(engine)
     if engine == "transformers":
@@ -60,6 +62,7 @@ def build_sampler(
         max_num_seqs=max_num_seqs,
         seed=seed,
         attention=attention,
+        routed_experts=routed_experts,
     )
 
 

@@ -8,6 +8,8 @@ the batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from r1lab.model.load import end_tokens, load_config, load_model
+from r1lab.model.replay import RouterReplay
 from r1lab.prompts import Template
 from r1lab.rollout.sampler import as_completion
 from r1lab.types import Completion, SamplingSettings
@@ -67,7 +70,7 @@ class TransformersSampler:
         groups = []
         for start in range(0, len(prompts), at_once):
             rows = self._sample(prompts[start : start + at_once], repeats, settings, generator)
-            done = [self._completion(*row, settings, template) for row in rows]
+            done = [self._completion(row, settings, template) for row in rows]
             groups += [tuple(done[i : i + repeats]) for i in range(0, len(done), repeats)]
         return [group * settings.num_samples for group in groups] if greedy else groups
 
@@ -89,21 +92,29 @@ class TransformersSampler:
         repeats: int,
         settings: SamplingSettings,
         generator: torch.Generator,
-    ) -> list[tuple[list[int], list[float]]]:
-        """Token ids and log-probs of `repeats` responses to each prompt, in order."""
+    ) -> list[Sampled]:
+        """`repeats` responses to each prompt, in order."""
         ids, mask = self._pad_left(prompts)
-        output = self._model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        recorder = RouterReplay(self._model) if settings.routed_experts else None
+        with _recorded(recorder) as chosen:
+            output = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        results = [Sampled() for _ in range(len(mask) * repeats)]
+        if chosen:
+            experts = torch.stack(chosen, 1).short().cpu()  # [P * T, layers, top_k]
+            for row, of_row in enumerate(experts.split(ids.shape[1])):
+                real = of_row[mask[row].bool().cpu()]
+                for result in results[row * repeats : (row + 1) * repeats]:
+                    result.experts.append(real)
         cache = output.past_key_values
         cache.batch_repeat_interleave(repeats)
         mask = mask.repeat_interleave(repeats, 0)
         logits = output.logits[:, -1].repeat_interleave(repeats, 0)  # [B, V]
-        results: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(mask))]
         rows = torch.arange(len(mask))  # those still running, as places in `results`
         ends = torch.tensor(self._end_tokens, device=self._device)
         for step in range(settings.max_tokens):
@@ -111,8 +122,8 @@ class TransformersSampler:
             for row, token, logprob in zip(
                 rows.tolist(), tokens.tolist(), logprobs.tolist(), strict=True
             ):
-                results[row][0].append(token)
-                results[row][1].append(logprob)
+                results[row].token_ids.append(token)
+                results[row].logprobs.append(logprob)
             running = ~torch.isin(tokens, ends)
             if step + 1 == settings.max_tokens or not running.any():
                 break
@@ -122,13 +133,18 @@ class TransformersSampler:
                 rows, mask, tokens = rows[keep.cpu()], mask[keep], tokens[keep]
             positions = mask.sum(-1, keepdim=True)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
-            logits = self._model(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+            with _recorded(recorder) as chosen:
+                logits = self._model(
+                    input_ids=tokens[:, None],
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits[:, -1]
+            if chosen:
+                experts = torch.stack(chosen, 1).short().cpu()  # [B, layers, top_k]
+                for row, of_token in zip(rows.tolist(), experts, strict=True):
+                    results[row].experts.append(of_token[None])
         return results
 
     def _pad_left(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
@@ -140,20 +156,34 @@ class TransformersSampler:
 
     def _completion(
         self,
-        token_ids: list[int],
-        logprobs: list[float],
+        sampled: Sampled,
         settings: SamplingSettings,
         template: Template,
     ) -> Completion:
+        token_ids = sampled.token_ids
         return as_completion(
             token_ids,
-            logprobs if settings.logprobs else None,
+            sampled.logprobs if settings.logprobs else None,
             "stop" if token_ids and token_ids[-1] in self._end_tokens else "length",
             tokenizer=self._tokenizer,
             template=template,
             end_tokens=self._end_tokens,
             version=self.version,
+            routed_experts=torch.cat(sampled.experts) if sampled.experts else None,
         )
+
+
+@dataclass
+class Sampled:
+    """One response as it grows: tokens, their log-probs, experts [tokens, layers, top_k] so far."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    experts: list[Tensor] = field(default_factory=list)
+
+
+def _recorded(recorder: RouterReplay | None) -> AbstractContextManager[list[Tensor]]:
+    return nullcontext([]) if recorder is None else recorder.recorded()
 
 
 def _draw(

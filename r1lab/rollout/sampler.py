@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from r1lab.prompts import Template
 from r1lab.types import Completion, FinishReason, SamplingSettings
@@ -60,6 +60,7 @@ def as_completion(
     template: Template,
     end_tokens: Sequence[int],
     version: int,
+    routed_experts: Any = None,
 ) -> Completion:
     """The record of one sampled response: decoded without its end token, and taken apart."""
     tokens = tuple(token_ids)
@@ -76,4 +77,5 @@ def as_completion(
         thinking=response.thinking,
         answer=response.answer,
         logprobs=None if logprobs is None else tuple(logprobs),
+        routed_experts=routed_experts,
     )

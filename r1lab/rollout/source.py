@@ -54,7 +54,8 @@ class RolloutSource:
 
     Of the questions of a step, the process of this `rank` draws every `world_size`-th: shares are
     disjoint and, together, independent of how many processes there are. `max_sync_kl` bounds the
-    disagreement of sampler and trainer; None: from the floor, see `SyncGuard`.
+    disagreement of sampler and trainer; None: from the floor, see `SyncGuard`. `routed_experts`
+    asks the sampler for the experts that it chose.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class RolloutSource:
         world_size: int = 1,
         seed: int = 0,
         max_sync_kl: float | None = None,
+        routed_experts: bool = False,
     ) -> None:
         if settings.questions_per_step % world_size:
             raise RecipeError(
@@ -79,6 +81,7 @@ class RolloutSource:
         self.guard = SyncGuard(max_sync_kl)
         self._problems, self._tokenizer, self._template = problems, tokenizer, template
         self._settings = settings
+        self._routed_experts = routed_experts
         self._rank, self._world_size, self._seed = rank, world_size, seed
         # Questions drawn so far, by all processes together where each drew as many.
         self._position = 0
@@ -106,16 +109,20 @@ class RolloutSource:
                 f"{version}: weights were not synced"
             )
         wanted = max(0, self.share - len(self.waiting)) if count is None else count
-        drawn = range(self._position, self._position + wanted * self._world_size)
-        problems = [self._problems[index] for index in drawn[self._rank :: self._world_size]]
-        prompts = [self.encode(self._template.prompt(problem.question)) for problem in problems]
+        problems, prompts = self._draw(wanted)
         if count is None:  # what an agreement that does not hold is measured on again
             self._problems_of_step, self._prompts = problems, prompts
         if not problems:
             return []
         self._check_fit(problems, prompts)
         groups = self._sample(prompts, _seed(self._seed, self._position, self._rank))
-        self._position = drawn.stop
+        self._position += wanted * self._world_size
+        return _as_rollouts(problems, prompts, groups)
+
+    def probe(self) -> list[Rollout]:
+        """Groups of the questions that come next, without moving on: for measurements."""
+        problems, prompts = self._draw(self.share)
+        groups = self._sample(prompts, _seed(self._seed, self._position, self._rank, 2))
         return _as_rollouts(problems, prompts, groups)
 
     def check_fit(self, problems: Sequence[Problem]) -> None:
@@ -168,6 +175,12 @@ class RolloutSource:
         """Close the sampler."""
         self.sampler.close()
 
+    def _draw(self, count: int) -> tuple[list[Problem], list[tuple[int, ...]]]:
+        """The next `count` problems of this process, and their prompts."""
+        drawn = range(self._position, self._position + count * self._world_size)
+        problems = [self._problems[index] for index in drawn[self._rank :: self._world_size]]
+        return problems, [self.encode(self._template.prompt(p.question)) for p in problems]
+
     def _sample(self, prompts: Prompts, seed: int) -> list[tuple[Completion, ...]]:
         settings = SamplingSettings(
             num_samples=self._settings.group_size,
@@ -175,6 +188,7 @@ class RolloutSource:
             top_p=self._settings.top_p,
             max_tokens=self._settings.max_tokens,
             logprobs=True,
+            routed_experts=self._routed_experts,
             seed=seed,
         )
         return self.sampler.generate(prompts, settings, template=self._template)

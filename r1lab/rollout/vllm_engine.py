@@ -16,12 +16,13 @@ import torch
 
 from r1lab.model.files import is_v3_style
 from r1lab.model.load import end_tokens, load_config
+from r1lab.model.replay import routed_layers
 from r1lab.prompts import Template
 from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.sampler import as_completion
 from r1lab.rollout.vllm_facts import MLA_KERNEL_SHAPE, fits_mla_kernel
 from r1lab.rollout.vllm_start import explained_start
-from r1lab.types import Completion, FinishReason, R1labError, SamplingSettings
+from r1lab.types import Completion, FinishReason, R1labError, RecipeError, SamplingSettings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -54,6 +55,7 @@ class VllmSampler:
         max_num_seqs: int = 512,
         seed: int = 0,
         attention: Attention = "auto",
+        routed_experts: bool = False,
     ) -> None:
         if VllmSampler._is_open:
             # They would share process groups and environment variables, and closing one breaks all.
@@ -70,6 +72,9 @@ class VllmSampler:
             mends.before_build()
             on_cpu = current_platform.is_cpu()
             options: dict[str, Any] = {}
+            if routed_experts:
+                _check_routing(config, on_cpu)
+                options["enable_return_routed_experts"] = True
             if on_cpu:
                 options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
             else:
@@ -97,6 +102,8 @@ class VllmSampler:
                     **options,
                 )
         VllmSampler._is_open = True
+        # vLLM counts all layers, dense ones included.
+        self._routed_layers = routed_layers(config) if routed_experts else None
         self.version = 0
         self.max_model_len: int = self.llm.model_config.max_model_len
         self._tokenizer = tokenizer
@@ -187,7 +194,15 @@ class VllmSampler:
             template=template,
             end_tokens=self._end_tokens,
             version=self.version,
+            routed_experts=self._experts(output),
         )
+
+    def _experts(self, output: CompletionOutput) -> torch.Tensor | None:
+        if self._routed_layers is None or output.routed_experts is None:
+            return None
+        # [prompt and response but for the last token, all layers, top_k]
+        experts = torch.as_tensor(output.routed_experts.astype("int16"))
+        return experts[:, self._routed_layers]
 
     @contextmanager
     def _own_random_stream(self, seed: int | None) -> Iterator[None]:
@@ -201,6 +216,20 @@ class VllmSampler:
             yield
             if seed is None:
                 self._random_state = _random_state()
+
+
+def _check_routing(config: PretrainedConfig, on_cpu: bool) -> None:
+    if on_cpu:
+        raise RecipeError(
+            "algorithm.router_replay: 'sampler' is not possible with vLLM on a CPU (it returns "
+            "experts through its model runner V2 alone, which needs Triton); take 'old', or "
+            "sampling.engine 'transformers'"
+        )
+    if not is_v3_style(config):
+        raise RecipeError(
+            "algorithm.router_replay: 'sampler' needs a V3-style model, not "
+            f"{type(config).__name__}; set it to 'none'"
+        )
 
 
 def _launched() -> bool:

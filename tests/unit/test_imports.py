@@ -58,6 +58,7 @@ LEVELS = (
     (
         "r1lab.grpo",
         "r1lab.grpo.policy",
+        "r1lab.grpo.floor",
         "r1lab.grpo.step",
         "r1lab.grpo.checkpoint",
         "r1lab.grpo.interrupt",

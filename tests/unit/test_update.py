@@ -11,7 +11,7 @@ import tiny
 import torch
 from records import problem
 from torch import Tensor
-from transformers import DeepseekV3ForCausalLM
+from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM
 
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.batch import microbatches, pack, split
@@ -20,7 +20,8 @@ from r1lab.grpo.policy import Policy
 from r1lab.grpo.step import minibatches
 from r1lab.model.adapters import add_lora
 from r1lab.model.balance import routers
-from r1lab.model.replay import RouterReplay, routed_layers
+from r1lab.model.replay import RouterReplay, require_routers, routed_layers
+from r1lab.prompts import TEMPLATES
 from r1lab.recipe import (
     AlgorithmSettings,
     LoraSettings,
@@ -29,7 +30,16 @@ from r1lab.recipe import (
     SourceSettings,
     TrainRecipe,
 )
-from r1lab.types import Batch, Completion, Rollout, Scored, Verdict
+from r1lab.rollout.hf_sampler import TransformersSampler
+from r1lab.types import (
+    Batch,
+    Completion,
+    RecipeError,
+    Rollout,
+    SamplingSettings,
+    Scored,
+    Verdict,
+)
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 64, "moe_intermediate_size": 32, "kv_lora_rank": 32,
@@ -226,8 +236,12 @@ def test_a_saved_policy_goes_on_as_the_one_that_was_not_interrupted() -> None:
 
 
 def test_layers_with_routed_experts_are_counted_past_the_dense_ones() -> None:
-    assert routed_layers(v3()) == [2, 3]
-    assert routed_layers(add_lora(v3(), LoraSettings(rank=4))) == [2, 3]
+    """The layers that a sampler which counts all of them is read at are those that have gates."""
+    model = v3()
+    gates = {id(router) for router in routers(model)}
+    names = [name for name, module in model.named_modules() if id(module) in gates]
+    assert names == [f"model.layers.{layer}.mlp.gate" for layer in routed_layers(model.config)]
+    assert routed_layers(model.config) == [2, 3]
 
 
 def test_replay_routes_as_it_is_told() -> None:
@@ -293,6 +307,47 @@ def test_the_samplers_choices_reach_the_trainers_forward() -> None:
                 known = (given >= 0).all(-1)
                 assert torch.equal(followed[known], given[known])
                 assert not torch.equal(own[known], given[known])
+
+
+def test_a_real_samplers_choices_are_replayed(tmp_path: Any) -> None:
+    """R3 end to end: the transformers sampler records, a trainer with other gates follows."""
+    model = v3()
+    sampler = TransformersSampler(tiny.save(model, tmp_path), tiny.tokenizer(), dtype="float32")
+    prompts = tiny.prompts(3, length=6) + tiny.prompts(1, length=9)  # padded on the left
+    settings = SamplingSettings(
+        num_samples=4, max_tokens=12, logprobs=True, routed_experts=True, seed=0
+    )
+    groups = sampler.generate(prompts, settings, template=TEMPLATES["plain"])
+    scored = [
+        Scored(Rollout(problem(i), prompt, group), tuple(Verdict(float(j)) for j in range(4)))
+        for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+    ]
+    advantages = group_advantages(scored, "group_std")
+    batch = pack(scored, advantages, loss="token_mean", max_tokens=12)
+    assert batch.experts is not None
+    policy = policy_of(model)
+    _, own = policy.completion_logprobs(replace(batch, experts=None), 200, record_experts=True)
+    assert own is not None
+    told = batch.experts >= 0
+    assert int((~told).sum()) == len(batch) * 2 * 2  # the last token of each sequence
+    assert torch.equal(own[told].sort().values, batch.experts[told].sort().values)
+    with torch.no_grad():
+        for router in routers(policy.model):
+            router.weight += torch.randn(router.weight.shape)
+    _, moved = policy.completion_logprobs(replace(batch, experts=None), 200, record_experts=True)
+    assert moved is not None and not torch.equal(moved[told], batch.experts[told])
+    for micro in microbatches(batch, 60):
+        with policy._replay.replayed(micro.experts), policy._replay.recorded() as routed:
+            policy._decoder(input_ids=micro.token_ids)
+        assert micro.experts is not None
+        followed = torch.stack(routed, 1).view_as(micro.experts)
+        known = micro.experts >= 0
+        assert torch.equal(followed[known], micro.experts[known])
+
+
+def test_a_model_without_routers_is_refused() -> None:
+    with pytest.raises(RecipeError, match="LlamaForCausalLM has no router"):
+        require_routers(LlamaForCausalLM(tiny.llama_config()))
 
 
 def test_old_choices_are_replayed_in_later_updates() -> None:

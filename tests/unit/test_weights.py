@@ -201,12 +201,6 @@ def test_adapters_are_put_in_without_a_warning_and_never_on_the_router_or_head()
     assert ranks == {LoraSettings().rank}
 
 
-def test_dropout_on_expert_weights_is_refused():
-    with pytest.raises(RecipeError, match=r"model\.lora\.dropout: 0\.1"):
-        add_lora(v3(), LoraSettings(dropout=0.1))
-    add_lora(v3(), LoraSettings(dropout=0.1, experts=False))
-
-
 def test_another_family_of_experts_comes_back_too():
     torch.manual_seed(0)
     config = MixtralConfig(
