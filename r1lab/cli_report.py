@@ -38,7 +38,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
         help="the page (default: report.html in the run folder; of several runs, in this one)",
     )  # fmt: skip
     parser.add_argument(
-        "--samples", type=whole(1), default=100_000, metavar="N",
+        "--samples", type=whole(0), default=100_000, metavar="N",
         help="transcripts at most; 0: none (default: 100,000)",
     )  # fmt: skip
     parser.add_argument(
@@ -55,10 +55,6 @@ def report(options: argparse.Namespace, _: object) -> int:
     """`r1lab report RUN...`."""
     if importlib.util.find_spec("pyarrow") is None:
         raise R1labError("pyarrow is not installed here; install r1lab's extra [train]")
-    for name in ("samples", "price", "watts"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            raise R1labError(f"--{name}: {value:g} must not be below 0")
     from r1lab.report.html import write_report
 
     path = write_report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from r1lab.evaluate.intervals import Estimate
@@ -15,7 +16,6 @@ from r1lab.run_folder import RunFolder
 from r1lab.types import Completion, Fault, Outcome, Problem, Rollout, Scored, Verdict
 
 COMPACT = TEMPLATES["compact"]
-RIGHT = " two and two </think> <answer> {gold} </answer>"
 # What a model might write to take the page over, were it read as markup.
 HOSTILE = (
     "<script>document.title = 'taken'</script>"
@@ -23,6 +23,24 @@ HOSTILE = (
     "<img src=x onerror=\"document.title = 'taken'\"><!--<script>"
     "<style>body { display: none }</style> </think> <answer> <b>7</b> </answer>"
 )
+
+
+WORDS = ("wait", "so", "carry", "the", "one", "then", "sum", "is", "box", "red", "blue", "check")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What responses are drawn from."""
+
+    random: random.Random
+    vocabulary: Sequence[str]
+    words: int
+
+    def text(self, answer: str) -> str:
+        """A well-formed response that thinks for up to twice the mean number of words."""
+        count = self.random.randrange(1, 2 * self.words)
+        spoken = " ".join(self.random.choices(self.vocabulary, k=count))
+        return f" {spoken} </think> <answer> {answer} </answer>"
 
 
 def make_run(
@@ -35,24 +53,26 @@ def make_run(
     words: int = 6,
     every: int = 3,
     hostile: bool = False,
+    vocabulary: Sequence[str] = WORDS,
     seed: int = 0,
 ) -> RunFolder:
     """A run of `steps` steps whose answers get better, with evaluations every `every` steps.
 
-    hostile  one response of the last step is markup that would take the page over, one faulted,
-             and one update was skipped
+    words       of a response in the mean, drawn from `vocabulary`
+    hostile     one response of the last step is markup that would take the page over, one faulted,
+                and one update was skipped
     """
-    draw = random.Random(seed)
+    draw = Draw(random.Random(seed), vocabulary, words)
     folder = RunFolder.create(path)
     sources = (SourceSettings(source="boxes"),)
     recipe = TrainRecipe(
         name=name, steps=steps, seed=seed, problems=ProblemSettings(sources=sources)
     )
     folder.recipe_path.write_text(dump_resolved(recipe))
-    folder.write_eval(0, _evaluation(draw, 0, 0.2, words).as_dict())
+    folder.write_eval(0, _evaluation(draw, 0, 0.2).as_dict())
     for step in range(1, steps + 1):
         skill = 0.2 + 0.7 * step / steps
-        scored = [_group(draw, step, g, size, skill, words) for g in range(groups)]
+        scored = [_group(draw, step, g, size, skill) for g in range(groups)]
         if hostile and step == steps:
             scored[0] = _taken_over(scored[0])
         outcomes = [outcome for group in scored for outcome in group.outcomes]
@@ -71,7 +91,7 @@ def make_run(
         })  # fmt: skip
         folder.write_rollouts(step, scored, [[0.5] * size for _ in scored])
         if step % every == 0 or step == steps:
-            folder.write_eval(step, _evaluation(draw, step, skill, words).as_dict())
+            folder.write_eval(step, _evaluation(draw, step, skill).as_dict())
     folder.write_summary({"steps": steps, "seconds_training": 3.7 * steps, "seconds_total": 60.0})
     if hostile:
         point = {"name": "ends", "level": "ok", "found": "all ended", "change": ""}
@@ -96,23 +116,13 @@ def _completion(text: str, num_tokens: int, ended: str = "stop") -> Completion:
     )  # fmt: skip
 
 
-def _text(draw: random.Random, answer: str, words: int) -> str:
-    spoken = " ".join(draw.choices(_WORDS, k=words))
-    return f" {spoken} </think> <answer> {answer} </answer>"
-
-
-_WORDS = ("wait", "so", "carry", "the", "one", "then", "sum", "is", "box", "red", "blue", "check")
-
-
-def _group(
-    draw: random.Random, step: int, number: int, size: int, skill: float, words: int
-) -> Scored:
+def _group(draw: Draw, step: int, number: int, size: int, skill: float) -> Scored:
     problem = _problem(1000 * step + number, "train")
     completions, outcomes = [], []
     for _ in range(size):
-        right = draw.random() < skill
-        answer = problem.answer if right else str(draw.randrange(10))
-        text = _text(draw, answer, draw.randrange(1, 2 * words))
+        right = draw.random.random() < skill
+        answer = problem.answer if right else str(draw.random.randrange(10))
+        text = draw.text(answer)
         completions.append(_completion(text, len(text.split())))
         reason = "accuracy: the same number" if right else "accuracy: another number"
         parts = {"accuracy": float(right), "format": 1.0}
@@ -137,12 +147,12 @@ def _taken_over(group: Scored) -> Scored:
     return Scored(Rollout(problem, (1,), completions), tuple(outcomes))
 
 
-def _evaluation(draw: random.Random, step: int, skill: float, words: int) -> EvalResult:
+def _evaluation(draw: Draw, step: int, skill: float) -> EvalResult:
     problems = []
     for index in range(6):
         problem = _problem(index, "test")
         samples = tuple(
-            _sample(draw, problem, draw.random() < skill * (0.5 + index / 6), words)
+            _sample(draw, problem, draw.random.random() < skill * (0.5 + index / 6))
             for _ in range(4)
         )
         problems.append(
@@ -158,9 +168,9 @@ def _evaluation(draw: random.Random, step: int, skill: float, words: int) -> Eva
     )  # fmt: skip
 
 
-def _sample(draw: random.Random, problem: Problem, right: bool, words: int) -> Sample:
+def _sample(draw: Draw, problem: Problem, right: bool) -> Sample:
     answer = problem.answer if right else "99"
-    text = _text(draw, answer, words)
+    text = draw.text(answer)
     return Sample(
         text=text, answer=answer, correct=right, score=right + 0.2, reason="accuracy: judged",
         parts={"accuracy": float(right), "format": 1.0}, fault=None, length=len(text.split()),

@@ -69,6 +69,9 @@ def panels_of(
         _form(metrics, evals),
         Panel("entropy", "Entropy", _each(metrics, [("entropy", "nats a token", "blue")]),
               "of the policy over its own sampled tokens", "small", low=0.0),
+        Panel("drift", "KL of the policy", _each(metrics, [
+            ("kl_ref", "to the reference", "blue"), ("kl_old", "to the sampling one", "orange"),
+        ]), "nats a token", "small"),
         Panel("clip", "Clip share", _each(metrics, [
             ("clipped_low", "clipped below", "orange"), ("clipped_high", "clipped above", "blue"),
         ]), "of the tokens; 0 with one update a step", "share", low=0.0),
@@ -105,6 +108,8 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "reward": ("reward",),
     "form": ("unanswered", "format"),
     "entropy": ("entropy",),
+    "accuracy": ("grader_score",),
+    "drift": ("kl_ref", "kl_old"),
     "clip": ("clipped_low", "clipped_high"),
     "signal": ("zero_variance", "truncated"),
     "agreement": ("sync_kl", "sync_kl_bound"),
@@ -120,8 +125,11 @@ def _accuracy(metrics: Sequence[Row], evals: Sequence[Row], accuracy: str) -> Pa
         _held_out(evals, "pass_at_1", "pass@1", "blue"),
         _held_out(evals, "cons_at_k", f"cons@{k}", "orange"),
         _held_out(evals, "pass_at_1", "greedy", "green", of="greedy", line=False),
-        *_each(metrics, [(figure_of(accuracy), "training", "grey")]),
-    ]
+        *_each(metrics, [
+            (figure_of(accuracy), "training", "grey"),
+            ("grader_score", "training, by the second grader", "purple"),
+        ]),
+    ]  # fmt: skip
     note = "held out with 95% intervals; training, its own problems"
     return Panel("accuracy", "Accuracy", series, note, "share", low=0.0, high=1.0)
 

@@ -180,6 +180,18 @@ def test_show(run: RunFolder) -> None:
     assert "2 responses" in shown(run, problem="p0")
 
 
+def test_show_tells_right_from_wrong_by_the_part_that_the_run_does(run: RunFolder) -> None:
+    """A reward of one's own, whose score is not 1 for a right answer, and a fault beside it."""
+    run.recipe_path.write_text("name: own\nrewards: [{reward: mine.py}, {reward: format}]\n")
+    parts: tuple[dict[str, float], ...] = ({"mine": 1.0, "format": 0.0}, {"mine": 0.5}, {})
+    outcomes = [Verdict(0.7, "a", parts[0]), Verdict(1.2, "b", parts[1]), Fault("memory", "64 MiB")]
+    completions = tuple(completion(text) for text in ("x", "y", "z"))
+    run.write_rollouts(1, [Scored(Rollout(problem(0), (1,), completions), tuple(outcomes))])
+    text = shown(run, problem="p0")
+    assert "+ score 0.7" in text and "x score 1.2" in text
+    assert "mean score 0.95, without 1 that faulted" in text
+
+
 def test_show_faults_and_markup(run: RunFolder) -> None:
     run.write_rollouts(1, [group("[bold]not markup[/bold] \x1b[2J", "z", fault=True)])
     text = shown(run, problem="p0")

@@ -62,12 +62,12 @@ def page(run: RunFolder) -> str:
 def test_panels_hold_what_the_files_say(run: RunFolder) -> None:
     metrics, timings, evals = run.metrics(), run.timings(), run.evals()
     panels = {p.id: p for p in panels_of(metrics, timings, evals, accuracy="accuracy")}
-    pass_at_1, cons, greedy, training = panels["accuracy"].series
+    pass_at_1, cons, greedy, training, graded = panels["accuracy"].series
     assert list(pass_at_1.x) == [0, 3, 6]
     assert pass_at_1.y == [row["overall"]["pass_at_1"]["value"] for row in evals]
     assert pass_at_1.low == [row["overall"]["pass_at_1"]["low"] for row in evals]
     assert (cons.label, list(greedy.x), greedy.line) == ("cons@4", [0], False)
-    assert training.y == [row["accuracy"] for row in metrics]
+    assert training.y == [row["accuracy"] for row in metrics] and not graded.x
     wrong = panels["length_training"].series[2]
     assert list(wrong.x) == [1, 2, 3, 4, 5]  # none was wrong in the last step
     assert panels["agreement"].log and panels["time"].stacked
@@ -251,10 +251,13 @@ def test_the_command_says_what_is_wrong_in_one_line(run: RunFolder, tmp_path: Pa
     for arguments, said in (
         ([str(tmp_path / "nowhere")], "no run folder"),
         ([str(tmp_path)], "neither metrics nor evaluations"),
-        ([str(run.path), "--price", "-1"], "--price: -1"),
     ):
         assert main(["report", *arguments]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+    for option in ("--price", "--watts", "--samples"):
+        with pytest.raises(SystemExit):
+            main(["report", str(run.path), option, "-1"])
+        assert f"{option}: -1" in capsys.readouterr().err
     with pytest.raises(R1labError):
         write_report([tmp_path])
