@@ -27,9 +27,9 @@ def main() -> None:
     parser.add_argument("--rewards", nargs="*")
     parser.add_argument("--inside", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    from r1lab.registry import shipped
+    from hostile_strings import own_rewards
 
-    rewards = options.rewards or list(shipped("reward"))
+    rewards = options.rewards or own_rewards()
     if options.inside:
         fuzz(rewards, options.seconds, Path(options.inside))
         return

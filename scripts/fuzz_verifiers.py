@@ -29,13 +29,14 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+from hostile_strings import own_rewards
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from r1lab.problems import ProblemStream
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import SourceSettings
-from r1lab.registry import load_problems, shipped
+from r1lab.registry import load_problems
 from r1lab.types import Fault, Outcome, Problem, Verdict
 from r1lab.verify import IsolatedRunner, Item, Limits, Reward, load_reward
 from r1lab.verify.check import respond
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=2.0, help="limit of an answer")
     parser.add_argument("--memory-mib", type=int, default=1024, help="likewise")
-    parser.add_argument("--rewards", nargs="*", default=list(shipped("reward")))
+    parser.add_argument("--rewards", nargs="*", default=own_rewards())
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     os.chdir(folder)

@@ -18,6 +18,13 @@ _PIECES = (
 )  # fmt: skip
 
 
+def own_rewards() -> list[str]:
+    """The shipped rewards that judge by themselves, not by a package of others."""
+    from r1lab.registry import shipped
+
+    return [name for name in shipped("reward") if name not in ("math_verify", "reasoning_gym")]
+
+
 def hostile_strings(num: int, canary: str) -> Iterator[str]:
     """Strings of pieces that parsers choke on, repeated and nested, some of them code."""
     rng = random.Random(1)
