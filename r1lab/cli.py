@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1lab import __version__, cli_eval, cli_report, cli_rewards
+from r1lab.cli_doctor import add_doctor_options, doctor
 from r1lab.cli_preflight import preflight
 from r1lab.cli_types import Parser, whole
-from r1lab.doctor.command import add_doctor_options, doctor
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:

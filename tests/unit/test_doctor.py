@@ -190,6 +190,12 @@ def test_the_doctor_looks_at_this_machine(r1lab, tmp_path):
     assert found["vllm"]["platform"] == installed[found["vllm"]["distribution"]]
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_look(r1lab):
+    done = r1lab("doctor", "--json", "no_such_folder/found.json")
+    assert done.returncode == 2 and "--json: there is no folder" in done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+
+
 def test_packages_that_crash_at_import_are_findings(r1lab, tmp_path):
     """A torch that cannot be imported ends in one line and code 2; a vLLM that kills its process
     is a warning."""

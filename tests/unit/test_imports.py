@@ -78,7 +78,14 @@ LEVELS = (
     ),
     ("r1lab.stages", "r1lab.report", "r1lab.scaffold", "r1lab.doctor"),
     ("r1lab.checks",),
-    ("r1lab.cli", "r1lab.cli_eval", "r1lab.cli_preflight", "r1lab.cli_report", "r1lab.cli_rewards"),
+    (
+        "r1lab.cli",
+        "r1lab.cli_doctor",
+        "r1lab.cli_eval",
+        "r1lab.cli_preflight",
+        "r1lab.cli_report",
+        "r1lab.cli_rewards",
+    ),
     ("r1lab.__main__",),
 )
 LIGHT = (
@@ -87,6 +94,7 @@ LIGHT = (
     "r1lab.cli",
     "r1lab.cli_report",
     "r1lab.cli_eval",
+    "r1lab.cli_doctor",
     "r1lab.cli_preflight",
     "r1lab.cli_rewards",
     "r1lab.doctor.examine",

@@ -24,8 +24,11 @@ def add_doctor_options(parser: argparse.ArgumentParser) -> None:
 
 def doctor(options: argparse.Namespace, _: object) -> int:
     """`r1lab doctor`."""
+    from r1lab.checks import check_writable_file
     from r1lab.doctor.examine import examine
 
+    if options.json:
+        check_writable_file(options.json, "--json")
     report = examine()
     if options.json:
         Path(options.json).write_text(json.dumps(report.as_dict(), indent=1) + "\n")
