@@ -152,6 +152,17 @@ def settings_of(recipe: Any, path: str = "") -> dict[str, str]:
     return flat
 
 
+def stopped_by(events: Sequence[Row]) -> str | None:
+    """Why the run stopped before its end, if it did and was not gone on with since."""
+    for event in reversed(events):
+        kind = event.get("event")
+        if kind in ("stopped", "fault"):
+            return str(event.get("why") or event.get("text") or kind)
+        if kind in ("started", "resumed"):
+            return None
+    return None
+
+
 def _flat(event: Row) -> Row:
     """An event without what is no single value: that has a place of its own in the report."""
     return {key: value for key, value in event.items() if not isinstance(value, dict | list)}
@@ -177,6 +188,7 @@ def facts_of(folder: RunFolder, *, price: float | None, watts: float | None) -> 
         "steps_planned": recipe.get("steps"),
         "steps_done": metrics[-1]["step"] if metrics else 0,
         "ended": bool(summary),
+        "stopped": stopped_by(events),
         "summary": summary,
         "model": str((recipe.get("model") or {}).get("path", "")),
         "template": str(recipe.get("template", "")),

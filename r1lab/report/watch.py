@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from r1lab.report.facts import accuracy_part, figure_of
+from r1lab.report.facts import accuracy_part, figure_of, stopped_by
 from r1lab.report.figures import duration, is_number, said, sparkline
 from r1lab.report.text import printable
 from r1lab.run_folder import Row, RunFolder
@@ -39,6 +39,7 @@ _ROWS = (
 )
 _SPARK_WIDTH = 40
 _NUM_EVENTS = 4
+_SILENT = 300.0  # seconds without a step that are worth a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,18 @@ class Snapshot:
     evals: Sequence[Row]
     events: Sequence[Row]
     ended: bool
+    stopped: str | None
+    seconds_silent: float | None
 
     @property
     def step(self) -> int:
         """The last step that was written; 0 before the first."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come, unless the run is gone on with."""
+        return self.ended or self.stopped is not None
 
     @property
     def seconds_left(self) -> float | None:
@@ -76,7 +84,7 @@ def watch(
     console: Console | None = None,
     file: TextIO | None = None,
 ) -> None:
-    """Show a run until it has ended (summary.json stands there), or is interrupted.
+    """Show a run until it has ended or stopped, by what its files say, or is interrupted itself.
 
     every  seconds between looks at the files;  once  show what is there and leave
     R1labError, one line, where there is no run folder.
@@ -90,7 +98,7 @@ def watch(
         _write_lines(folder, console.file, every)
         return
     with Live(render(look(folder)), console=console, auto_refresh=False) as live:
-        while not (snapshot := look(folder)).ended:
+        while not (snapshot := look(folder)).is_over:
             live.update(render(snapshot), refresh=True)
             time.sleep(every)
         live.update(render(snapshot), refresh=True)
@@ -101,7 +109,7 @@ def look(folder: RunFolder) -> Snapshot:
     recipe = folder.recipe()
     # The summary first: of a run that ends meanwhile, the next look shows the last steps too.
     ended = bool(folder.summary())
-    evals = folder.evals()
+    evals, events, path = folder.evals(), folder.events(), folder.metrics_path
     return Snapshot(
         name=str(recipe.get("name", folder.path.name)),
         total=recipe.get("steps"),
@@ -109,8 +117,10 @@ def look(folder: RunFolder) -> Snapshot:
         metrics=folder.metrics(),
         timings=folder.timings(),
         evals=evals,
-        events=folder.events(),
+        events=events,
         ended=ended,
+        stopped=None if ended else stopped_by(events),
+        seconds_silent=time.time() - path.stat().st_mtime if path.exists() else None,
     )
 
 
@@ -127,7 +137,9 @@ def _write_lines(folder: RunFolder, file: IO[str], every: float) -> None:
                 file.write(f"{printable(snapshot.name)} step {row['step']}{total}  {figures}\n")
         file.flush()
         shown = max(shown, snapshot.step)
-        if snapshot.ended:
+        if snapshot.is_over:
+            if snapshot.stopped:
+                file.write(f"{printable(snapshot.name)} {printable(snapshot.stopped)}\n")
             return
         time.sleep(every)
 
@@ -151,9 +163,14 @@ def _how_far(snapshot: Snapshot) -> RenderableType:
         words.append(f"{speed:,.0f} tokens/s")
     if snapshot.ended:
         words.append("ended")
+    elif snapshot.stopped is not None:
+        words.append(printable(snapshot.stopped))
     elif snapshot.seconds_left is not None:
         words.append(f"{duration(snapshot.seconds_left)} left and the evaluations")
     bar = ProgressBar(total=total, completed=snapshot.step, width=_SPARK_WIDTH)
+    silent = snapshot.seconds_silent
+    if not snapshot.is_over and silent is not None and silent > _SILENT:
+        words.append(f"no step for {duration(silent)}")
     grid = Table.grid()  # a bar alone ends no line
     grid.add_row(bar)
     grid.add_row(Text("   ".join(words)))

@@ -192,6 +192,17 @@ def test_watch_writes_new_steps_as_plain_lines_until_the_run_ends(run: RunFolder
     assert "\x1b" not in text and "\r" not in text
 
 
+def test_watch_leaves_a_run_that_stopped_and_stays_with_one_that_goes_on(run: RunFolder) -> None:
+    add_steps(run, 1)
+    run.log_event("stopped", step=1, why="stopped by SIGTERM")
+    assert watched(run, every=0.02).splitlines()[-1] == "tiny stopped by SIGTERM"
+    assert "stopped by SIGTERM" in watched(run, once=True)
+    run.log_event("resumed", step=1)
+    os.utime(run.metrics_path, (0, time.time() - 400))
+    text = watched(run, once=True)
+    assert "no step for 6:40" in text and "0:12 left" in text
+
+
 def test_watch_redraws_in_a_terminal(run: RunFolder) -> None:
     add_eval(run, 0, accuracy="mine")
     run.log_metrics(1, {"mine": 0.625})

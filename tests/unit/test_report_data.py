@@ -15,7 +15,7 @@ import pytest
 from runs import HOSTILE, make_run
 
 from r1lab.cli import main
-from r1lab.report.facts import accuracy_part, cost_of, facts_of, figure_of
+from r1lab.report.facts import accuracy_part, cost_of, facts_of, figure_of, stopped_by
 from r1lab.report.html import labels_of, write_report
 from r1lab.report.panels import panels_of, reward_parts
 from r1lab.report.transcripts import (
@@ -142,6 +142,14 @@ def test_facts(run: RunFolder) -> None:
     assert facts["settings"]["sampling.group_size"] == "16"
     assert facts["settings"]["problems.sources.0.source"] == '"boxes"'
     assert all("problems" not in row for row in facts["evals"])
+
+
+def test_why_a_run_stopped() -> None:
+    stopped, fault = {"event": "stopped", "why": "SIGTERM"}, {"event": "fault", "text": "no disk"}
+    assert stopped_by([]) is None and stopped_by([{"event": "started"}]) is None
+    assert stopped_by([{"event": "started"}, stopped, {"event": "warning"}]) == "SIGTERM"
+    assert stopped_by([stopped, {"event": "resumed"}]) is None
+    assert stopped_by([{"event": "resumed"}, fault]) == "no disk"
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ R1.Tables = class {
     const planned = facts.steps_planned;
     const how = facts.ended
       ? `${facts.steps_done} steps`
-      : `${facts.steps_done} of ${planned ?? "?"} steps, not ended when this was written`;
+      : `${facts.steps_done} of ${planned ?? "?"} steps, ${facts.stopped ?? "not ended when this was written"}`;
     const last = facts.evals[facts.evals.length - 1];
     const heldOut = last
       ? ` · ${R1.plural(last.overall.num_problems, "held-out problem")}, ${last.k} samples each, ${Math.round(100 * (last.level ?? 0.95))}% intervals over problems`
