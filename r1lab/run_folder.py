@@ -216,13 +216,31 @@ class RunFolder:
         """Steps whose rollouts were kept, in order."""
         return sorted(_step_of(path) for path in self.rollouts_path.glob("step-*.parquet"))
 
-    def rollouts(self, step: int) -> list[Row]:
+    def rollouts(self, step: int, columns: Sequence[str] | None = None) -> list[Row]:
         """The completions of a step, in the order they were sampled; R1labError names those kept.
 
-        Columns as in `_rollout_schema`.
+        Columns as in `_rollout_schema`; None: all of them.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
+
+        with self._of_rollouts(step) as path:
+            table = pq.read_table(path, columns=None if columns is None else list(columns))
+            rows: list[Row] = table.to_pylist(maps_as_pydicts="strict")
+        return rows
+
+    def rollout_size(self, step: int) -> tuple[int, int]:
+        """(completions, bytes before compression) of a step, without reading them."""
+        import pyarrow.parquet as pq
+
+        with self._of_rollouts(step) as path:
+            metadata = pq.read_metadata(path)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        return metadata.num_rows, sum(group.total_byte_size for group in groups)
+
+    @contextmanager
+    def _of_rollouts(self, step: int) -> Iterator[Path]:
+        """The file of a step's rollouts; R1labError where it is not there or cannot be read."""
+        import pyarrow as pa
 
         path = self.rollouts_path / f"{_STEP.format(step)}.parquet"
         if not path.exists():
@@ -230,13 +248,12 @@ class RunFolder:
             kept = f"{steps[0]} to {steps[-1]}" if steps else "none"
             raise R1labError(f"{self.path} has no rollouts of step {step}; kept: {kept}")
         try:
-            rows: list[Row] = pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+            yield path
         except (OSError, pa.ArrowException) as error:
             raise R1labError(
                 f"{path} cannot be read ({' '.join(str(error).split())[:120]}); it is no figure's "
                 "source: delete it and read another step"
             ) from error
-        return rows
 
     def evals(self) -> list[Row]:
         """The evaluations, by step, as `EvalResult.as_dict` made them."""

@@ -27,6 +27,12 @@ MAX_BYTES = 2**28  # of text in one report, before it is compressed
 _CHUNK_BYTES = 2**18
 _TITLE_LENGTH = 160
 
+# All that is shown of a rollout: its tokens, which are most of its file, are not.
+_COLUMNS = (
+    "group", "problem_id", "source", "question", "gold", "prefix", "text", "answer", "score",
+    "parts", "reason", "fault", "advantage", "finish_reason", "length",
+)  # fmt: skip
+
 # What the index says of a sample beside its score and length.
 RIGHT, WRONG, FAULT, CUT_OFF, NO_ANSWER, GREEDY = 1, 2, 4, 8, 16, 32
 # Whose samples a group holds; SUITE + i: those of the i-th of the index's `suites`.
@@ -82,7 +88,7 @@ def pack_samples(
     packer = _Packer(index, accuracy)
     for unit in kept:
         if unit.kind == TRAINING:
-            yield from packer.add_rollouts(unit.step, folder.rollouts(unit.step))
+            yield from packer.add_rollouts(unit.step, folder.rollouts(unit.step, _COLUMNS))
         else:
             result = json.loads(results[unit.kind, unit.step].read_text(encoding="utf-8"))
             yield from packer.add_evaluation(unit.kind, unit.step, result)
@@ -102,15 +108,9 @@ def _results(folder: RunFolder) -> Iterator[tuple[tuple[int, int], Path]]:
 
 def units_of(folder: RunFolder, results: Mapping[tuple[int, int], Path]) -> Iterator[Unit]:
     """Every step and every evaluation that has samples, in the order they were made."""
-    import pyarrow.parquet as pq
-
     units = []
     for step in folder.rollout_steps():
-        metadata = pq.ParquetFile(folder.rollouts_path / f"step-{step:06d}.parquet").metadata
-        num_bytes = sum(
-            metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)
-        )
-        units.append(Unit(TRAINING, step, metadata.num_rows, num_bytes))
+        units.append(Unit(TRAINING, step, *folder.rollout_size(step)))
     for (kind, step), path in results.items():
         lengths = [len(sample["text"]) for sample in _samples(path)]
         if lengths:
