@@ -51,7 +51,7 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
     writes. Raises R1labError.
     """
     if writes:
-        check_trackers(recipe.tracking.trackers)
+        check_trackers(recipe.tracking.trackers, installed=not dry_run)
         check_writable(recipe.run_folder, "output")
     if not dry_run:
         check_installed("torch")
@@ -152,15 +152,15 @@ def _table_rows(mixture: ProblemMixture) -> list[Problem]:
     ]
 
 
-def check_trackers(trackers: tuple[str, ...]) -> None:
-    """Refuse trackers that accelerate does not know, or whose package is not there."""
+def check_trackers(trackers: tuple[str, ...], *, installed: bool = True) -> None:
+    """Refuse trackers that accelerate does not know, or (`installed`) whose package is missing."""
     for index, name in enumerate(trackers):
         key = f"tracking.trackers.{index}"
         if name not in TRACKERS:
             raise RecipeError(
                 f"{key}: {name!r} is not one of {', '.join(TRACKERS)}{nearest(name, TRACKERS)}"
             )
-        if importlib.util.find_spec(TRACKERS[name]) is None:
+        if installed and importlib.util.find_spec(TRACKERS[name]) is None:
             raise RecipeError(
                 f"{key}: {name!r} needs its package: pip install {TRACKERS[name]}; or take it out "
                 "(--tracking.trackers '[]')"
