@@ -6,12 +6,15 @@
 set -euo pipefail
 
 say() { printf 'setup: %s\n' "$*"; }
-there() { command -v chromium >/dev/null && command -v chromedriver >/dev/null; }
+there() {
+    command -v chromedriver >/dev/null &&
+        { command -v chromium >/dev/null || command -v google-chrome >/dev/null; }
+}
 
 there && exit 0
 if ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
     say "no chromium here: the tests of the report in a browser are skipped"
-    say "on Debian or Ubuntu: sudo apt-get install chromium chromium-driver"
+    say "on Debian: sudo apt-get install chromium chromium-driver"
     exit 0
 fi
 say "installing chromium for the tests of the report"

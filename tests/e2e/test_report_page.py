@@ -10,6 +10,8 @@ from browser import MISSING, Page, browser
 from runs import HOSTILE, make_run
 
 from r1lab.cli import main
+from r1lab.report.html import write_report
+from r1lab.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"not here: {MISSING}")
 
@@ -252,6 +254,21 @@ def test_the_same_problem_at_other_steps(page: Page) -> None:
     page.js("document.querySelector('.asked .chips button').click()")
     page.until("return document.querySelector('.asked .hint').textContent.includes('eval 0')")
     page.until("return document.querySelectorAll('.sample').length === 5")  # and the greedy answer
+
+
+def test_runs_that_have_hardly_begun(opened: Page, tmp_path: Path) -> None:
+    """One step and no evaluation or recipe; one evaluation and no step; both over each other."""
+    stepped, evaluated = RunFolder.create(tmp_path / "stepped"), tmp_path / "evaluated"
+    stepped.log_metrics(1, {"reward": 0.5, "length": 12.0, "responses": 4.0})
+    make_run(evaluated, steps=1)
+    for name in ("metrics.jsonl", "timings.jsonl", "summary.json"):
+        (evaluated / name).unlink()
+    for runs in ((stepped.path,), (evaluated,), (stepped.path, evaluated)):
+        opened.open(write_report(runs, tmp_path / "page.html"))
+        assert opened.console() == [] and opened.count("#panels canvas") > 0
+    opened.open(write_report([stepped], tmp_path / "page.html"))
+    assert "Nothing matches" in opened.text("#groups")
+    assert "1 of ? steps, not ended" in opened.text(".lead")
 
 
 # ------------------------------------------------------------------------ several runs
