@@ -23,6 +23,7 @@ HEALTHY = {
 GRADED = {"grader": {"reward": "problem"}}
 # The quickstart of this repository, seed 0: what a healthy run looks like.
 QUICKSTART = Path(__file__).parents[1] / "data" / "quickstart_metrics.jsonl"
+SICK = QUICKSTART.with_name("sick_metrics.json")
 
 
 def series(**columns: list[float | None]) -> list[dict[str, float | None]]:
@@ -68,6 +69,28 @@ def test_a_base_that_learns_to_end_is_no_collapse():
     lengths = [100.0 - 80 * min(i / 10, 1) for i in range(steps)]
     right = [0.1 + 0.5 * min(i / 10, 1) for i in range(steps)]
     assert heard(series(length=lengths, accuracy=right)) == []
+
+
+# --- runs that were made sick (docs/experiments.md, "What a sick run looks like") ---
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ("gamed", [(10, "grader")]),  # a reward that counts the answer's words, and is gamed
+        ("loose", []),  # a reward that is looser than the grader, and honest
+        ("short", [(22, "length")]),  # a reward that pays for short responses above all
+        ("cut_off", [(5, "truncation")]),  # six tokens to answer with
+        ("fast", []),  # five times the learning rate: it reels, and learns
+    ],
+)
+def test_sick_runs(run, expected):
+    columns = json.loads(SICK.read_text())[run]
+    lines = [
+        {"step": step, **dict(zip(columns, row, strict=True))}
+        for step, row in enumerate(zip(*columns.values(), strict=True), start=1)
+    ]
+    assert heard(lines) == expected
 
 
 # --- one alarm after the other ---
