@@ -9,7 +9,7 @@ from typing import Any
 
 # Figures of metrics.jsonl in the order they are said, with their form. `accuracy` stands for
 # whatever part of the verdict tells right from wrong.
-_SAID = {"reward": ".3f", "accuracy": ".3f", "length": ".1f", "sync_kl": ".1e"}
+_SAID = {"reward": ".3f", "accuracy": ".3f", "length": ".1f"}
 # Said only where there is any.
 _TROUBLE = {"faults": "faulted", "skipped": "skipped updates"}
 
@@ -35,6 +35,8 @@ def said(
     if is_number(speed):
         words.append(f"{speed:,.0f} tokens/s")
     words += [f"{metrics[name]:g} {label}" for name, label in _TROUBLE.items() if metrics.get(name)]
+    if is_number(gap := metrics.get("sync_kl")):
+        words.append(f"sync_kl {gap:.1e}")
     return "  ".join(words)
 
 

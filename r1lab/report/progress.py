@@ -14,6 +14,8 @@ from typing import Any, TextIO
 from r1lab.report.figures import duration, said
 from r1lab.report.text import printable
 
+_BAR = "{desc} {n_fmt}/{total_fmt} |{bar:8}|"
+
 
 class Progress:
     """Says each step of a run, and whatever else there is to say.
@@ -51,7 +53,7 @@ class Progress:
 
             self._bar = tqdm(
                 total=self._total, initial=initial, desc=self._name, file=self._terminal,
-                dynamic_ncols=True, bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}|{postfix}",
+                dynamic_ncols=True, bar_format=_BAR,
             )  # fmt: skip
 
     def step(self, metrics: Mapping[str, Any], timings: Mapping[str, Any] | None = None) -> None:
@@ -68,7 +70,8 @@ class Progress:
         if self._bar is None:
             self.say(f"step {self._done}/{self._total}  {figures}  {left}")
         else:
-            self._bar.set_postfix_str(f"{figures}  {left}", refresh=False)
+            # What is said last is cut off first in a narrow terminal.
+            self._bar.bar_format = f"{_BAR} {left}  {figures}"
             self._bar.update()
 
     def say(self, line: str) -> None:

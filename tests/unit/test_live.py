@@ -33,7 +33,7 @@ TIMINGS = {"total": 4.0, "tokens_per_second": 3912.4}
 
 def test_a_step_in_one_line() -> None:
     assert said(LINE, TIMINGS) == (
-        "reward 0.812  accuracy 0.750  length 28.4  sync_kl 3.2e-05  3,912 tokens/s"
+        "reward 0.812  accuracy 0.750  length 28.4  3,912 tokens/s  sync_kl 3.2e-05"
     )
 
 
