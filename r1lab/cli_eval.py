@@ -82,8 +82,8 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=False)
     parser.add_argument("first", metavar="FIRST", nargs="+", help="results, or folders of results")
     parser.add_argument(
-        "--with", dest="second", metavar="SECOND", nargs="+", required=True,
-        help="results of the same suites to set against them",
+        "--with", dest="second", metavar="SECOND", nargs="+", default=[],
+        help="results of the same suites to set against them; without it, FIRST across seeds",
     )  # fmt: skip
     parser.epilog = (
         "Files of one suite on a side are taken for runs that differ by their seed. A difference\n"
@@ -137,6 +137,8 @@ def evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
 def compare(options: argparse.Namespace, _: object) -> int:
     """`r1lab compare FIRST ... --with SECOND ...`."""
     first, second = _results_of(options.first), _results_of(options.second)
+    if not options.second:
+        return _across_seeds(first)
     suites = list(dict.fromkeys(result.get("suite") for result in first))
     shared = [s for s in suites if any(result.get("suite") == s for result in second)]
     if not shared:
@@ -154,6 +156,20 @@ def compare(options: argparse.Namespace, _: object) -> int:
 HELD_OUT_OF_A_RUN = "held-out"
 
 
+def _across_seeds(results: Sequence[Result]) -> int:
+    """The figures of each suite over runs, with intervals for another seed and other problems."""
+    from dataclasses import asdict
+
+    from r1lab.evaluate.compare import FIGURES, across_seeds
+
+    for suite in dict.fromkeys(result.get("suite") for result in results):
+        of_suite = [result for result in results if result.get("suite") == suite]
+        print(f"{suite or HELD_OUT_OF_A_RUN}, {len(of_suite)} runs:")
+        for figure in FIGURES:
+            _print_figure(figure, asdict(across_seeds(of_suite, figure)))
+    return 0
+
+
 def print_result(result: Mapping[str, Any]) -> None:
     """The figures of a result, each with its interval."""
     overall = result["overall"]
@@ -164,6 +180,8 @@ def print_result(result: Mapping[str, Any]) -> None:
         f"tokens, template {result['template']}, seed {result['seed']}"
     )
     for figure in _FIGURES:
+        if figure == "reward" and _value(overall, figure) == _value(overall, "pass_at_1"):
+            continue  # the verifier is the only reward
         label = (
             f"cons@{result['k']}" if figure == "cons_at_k" else figure.replace("pass_at_", "pass@")
         )
@@ -199,6 +217,11 @@ def _print_extras(result: Mapping[str, Any]) -> None:
     for point in result.get("budgets", ()):
         label = f"thinking {point['budget']}"
         _print_figure(label, point["pass_at_1"], f"at {point['tokens']['value']:.1f} tokens")
+
+
+def _value(overall: Mapping[str, Any], figure: str) -> float | None:
+    estimate = overall[figure]
+    return None if estimate is None else estimate["value"]
 
 
 def _print_figure(label: str, estimate: Mapping[str, float] | None, more: str = "") -> None:

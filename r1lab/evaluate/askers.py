@@ -71,7 +71,7 @@ class LocalAsker:
         low, high = 0, len(completion.token_ids)
         while low < high:
             middle = (low + high) // 2
-            if len(self.tokenizer.decode(completion.token_ids[:middle])) < len(text):
+            if len(self._decoded(completion.token_ids[:middle])) < len(text):
                 low = middle + 1
             else:
                 high = middle
@@ -79,6 +79,12 @@ class LocalAsker:
             completion, token_ids=completion.token_ids[:low], text=text, finish_reason="stop",
             thinking=read.thinking, answer=read.answer, logprobs=None,
         )  # fmt: skip
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
 
 
 @dataclass(frozen=True, slots=True)

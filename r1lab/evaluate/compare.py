@@ -35,6 +35,7 @@ from r1lab.evaluate.intervals import (
 from r1lab.types import R1labError
 
 NUM_PERMUTATIONS = 20_000
+FIGURES = ("pass_at_1", "cons_at_k", "length")
 Result = Mapping[str, Any]  # `EvalResult.as_dict`, perhaps read back from JSON
 Table = NDArray[np.float64]
 
@@ -79,7 +80,7 @@ def compare(
         raise R1labError("a comparison needs a result on each side")
     return [
         difference
-        for figure in ("pass_at_1", "cons_at_k", "length")
+        for figure in FIGURES
         if (difference := compare_figure(first, second, figure, seed=seed)) is not None
     ]
 

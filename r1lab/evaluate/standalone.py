@@ -44,7 +44,7 @@ from r1lab.verify import IsolatedRunner, Verifiers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SAMPLES_AT_ONCE = 256  # of a chunk: enough to keep a sampler busy, few enough to lose
+SAMPLES_AT_ONCE = 128  # of a chunk: enough to keep a sampler busy, few enough to lose
 HELD_OUT = "held-out"
 PAPER = {"temperature": 0.6, "top_p": 0.95}  # arXiv 2501.12948, sect. 3
 

@@ -113,6 +113,11 @@ def test_a_run_is_its_trained_model_on_its_held_out_problems(run, tmp_path, caps
     assert main(["compare", str(out), "--with", str(run / "eval/suites")]) == 0
     printed = capsys.readouterr().out
     assert "run against run" in printed and printed.count("p = 1 (10 problems)") == 3
+    assert main(["compare", str(out), str(run / "eval/suites")]) == 0
+    printed = capsys.readouterr().out
+    assert "held-out, 2 runs" in printed and printed.count("[") == 3
+    assert main(["compare", str(out)]) == 2
+    assert "two results or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from records import COMPACT, completion, problem
 
 from r1lab.data import aime, gsm8k, math500
+from r1lab.evaluate.askers import LocalAsker
 from r1lab.evaluate.overlap import overlap
 from r1lab.evaluate.prompting import choose_template, few_shot_template
 from r1lab.evaluate.result import ProblemResult, Sample
@@ -191,6 +192,19 @@ def test_examples_come_from_the_training_split() -> None:
     assert not any(question in template.text for question in held_out)
     with pytest.raises(R1labError, match="no training problems"):
         few_shot_template(find_suites("aime24")[0], 3, seed=1)
+
+
+def test_a_response_ends_where_the_next_question_begins() -> None:
+    _, tokenizer, _ = prepare_base(ModelSettings(path="nano"))
+    template = Template("few-shot", "{question}", "", "whole", stop=(" put red", " swap"))
+    asker = LocalAsker(None, tokenizer, template, tokenizer.encode)  # type: ignore[arg-type]
+    tokens = tuple(tokenizer("red blue green put red on top swap red blue")["input_ids"])
+    text = tokenizer.decode(tokens)
+    cut = asker._cut(Completion(tokens, text, "length", 0))
+    assert (cut.text, cut.answer, cut.finish_reason) == ("red blue green", "red blue green", "stop")
+    assert cut.token_ids == tokens[:3]
+    whole = Completion(tokens[:3], "red blue green", "stop", 0)
+    assert asker._cut(whole) is whole
 
 
 # --- what is evaluated ---
