@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,6 @@ from r1lab.types import R1labError, RecipeError
 if TYPE_CHECKING:
     from r1lab.evaluate.standalone import EvalOptions
     from r1lab.recipe_io import Override
-
-Result = Mapping[str, Any]
-_FIGURES = (
-    "pass_at_1", "cons_at_k", "reward", "format", "length", "truncated", "unanswered", "unparsable",
-)  # fmt: skip
 
 
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +103,7 @@ def evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
         raise RecipeError("torch is not installed here; install r1lab's extra [cpu] or [gpu]")
     from r1lab.evaluate.standalone import evaluate_target, prepare_target
     from r1lab.evaluate.target import find_target
+    from r1lab.report.eval_table import print_comparison, print_result
 
     target = find_target(options.model, overrides)
     if options.dry_run:
@@ -136,9 +132,12 @@ def evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
 
 def compare(options: argparse.Namespace, _: object) -> int:
     """`r1lab compare FIRST ... --with SECOND ...`."""
+    from r1lab.report.eval_table import HELD_OUT, print_across_seeds, print_comparison
+
     first, second = _results_of(options.first), _results_of(options.second)
     if not options.second:
-        return _across_seeds(first)
+        print_across_seeds(first)
+        return 0
     suites = list(dict.fromkeys(result.get("suite") for result in first))
     shared = [s for s in suites if any(result.get("suite") == s for result in second)]
     if not shared:
@@ -148,110 +147,9 @@ def compare(options: argparse.Namespace, _: object) -> int:
         )
     for suite in shared:
         sides = [[r for r in side if r.get("suite") == suite] for side in (first, second)]
-        print(f"{suite or HELD_OUT_OF_A_RUN}:")
+        print(f"{suite or HELD_OUT}:")
         print_comparison(*sides)
     return 0
-
-
-HELD_OUT_OF_A_RUN = "held-out"
-
-
-def _across_seeds(results: Sequence[Result]) -> int:
-    """The figures of each suite over runs, with intervals for another seed and other problems."""
-    from dataclasses import asdict
-
-    from r1lab.evaluate.compare import FIGURES, across_seeds
-
-    for suite in dict.fromkeys(result.get("suite") for result in results):
-        of_suite = [result for result in results if result.get("suite") == suite]
-        print(f"{suite or HELD_OUT_OF_A_RUN}, {len(of_suite)} runs:")
-        for figure in FIGURES:
-            _print_figure(figure, asdict(across_seeds(of_suite, figure)))
-    return 0
-
-
-def print_result(result: Mapping[str, Any]) -> None:
-    """The figures of a result, each with its interval."""
-    overall = result["overall"]
-    name = " ".join(str(result[key]) for key in ("model", "suite") if result.get(key))
-    print(
-        f"{name}: {overall['num_problems']} problems x {result['k']} samples, temperature "
-        f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} "
-        f"tokens, template {result['template']}, seed {result['seed']}"
-    )
-    for figure in _FIGURES:
-        if figure == "reward" and _value(overall, figure) == _value(overall, "pass_at_1"):
-            continue  # the verifier is the only reward
-        label = (
-            f"cons@{result['k']}" if figure == "cons_at_k" else figure.replace("pass_at_", "pass@")
-        )
-        _print_figure(label, overall[figure])
-    for size, estimate in overall["pass_at_k"].items():
-        if size != "1":
-            _print_figure(f"pass@{size}", estimate)
-    if result.get("greedy"):
-        _print_figure("greedy", result["greedy"]["pass_at_1"])
-    if overall["num_faults"]:
-        print(f"  {overall['num_faults']} samples could not be judged and are left out")
-    _print_extras(result)
-
-
-def _print_extras(result: Mapping[str, Any]) -> None:
-    if found := result.get("contamination"):
-        print(
-            f"  contamination: {found['exact']:.1%} of the questions are among the "
-            f"{found['num_training']:,} of training, {found['overlapping']:.1%} share a run of "
-            f"{found['n']} words"
-        )
-        for name in ("clean", "overlapping"):
-            if found[f"pass_at_1_{name}"]:
-                _print_figure(f"pass@1, {name}", found[f"pass_at_1_{name}"])
-    if found := result.get("second_grader"):
-        gap = found["difference"]
-        _print_figure(found["grader"], found["second"])
-        print(
-            f"  it differs by {gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}], "
-            f"p = {gap['p_value']:.2g}; {len(found['disagreements'])} of {found['num_samples']} "
-            "samples are judged differently"
-        )
-    for point in result.get("budgets", ()):
-        label = f"thinking {point['budget']}"
-        _print_figure(label, point["pass_at_1"], f"at {point['tokens']['value']:.1f} tokens")
-
-
-def _value(overall: Mapping[str, Any], figure: str) -> float | None:
-    estimate = overall[figure]
-    return None if estimate is None else estimate["value"]
-
-
-def _print_figure(label: str, estimate: Mapping[str, float] | None, more: str = "") -> None:
-    if estimate is None:
-        print(f"  {label:18} none")
-        return
-    form = ".1f" if estimate["high"] > 2 else ".4f"
-    value, low, high = (f"{estimate[key]:{form}}" for key in ("value", "low", "high"))
-    print(f"  {label:18} {value} [{low}, {high}] {more}".rstrip())
-
-
-def print_comparison(
-    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
-) -> None:
-    """Differences of the second side against the first, each with interval and p-value."""
-    from r1lab.evaluate.compare import compare as differences
-    from r1lab.evaluate.compare import settings_that_differ
-
-    names = [
-        " + ".join(dict.fromkeys(str(r.get("model")) for r in side)) for side in (first, second)
-    ]
-    print(f"  {names[1]} against {names[0]}:")
-    if other := settings_that_differ(first[0], second[0]):
-        print(f"  not asked alike: {'; '.join(other)}")
-    for difference in differences(first, second):
-        form = ".1f" if difference.figure == "length" else ".4f"
-        print(
-            f"  {difference.figure:10} {difference.first:{form}} -> {difference.second:{form}}  "
-            f"{difference}"
-        )
 
 
 class _Progress:

@@ -11,19 +11,20 @@ import logging
 from functools import lru_cache
 from typing import Any
 
+from math_verify import parse, verify
+
 from r1lab.types import Completion, Problem, Verdict
 
 _LONGEST = 10_000  # characters
+
+# It reports every text that it cannot parse.
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 
 def reward(problem: Problem, completion: Completion) -> Verdict:
     """1.0 where Math-Verify finds the answer equal to the gold answer, else 0.0."""
     if completion.answer is None:
         return Verdict(0.0, "no answer")
-    from math_verify import parse, verify
-
-    # It reports every text that it cannot parse.
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     # The time limits of both are signals; the wall around rewards has its own.
     given = parse(_boxed(completion.answer[-_LONGEST:]), parsing_timeout=None)
     if not given:
@@ -34,8 +35,6 @@ def reward(problem: Problem, completion: Completion) -> Verdict:
 
 @lru_cache(maxsize=1024)
 def _gold(text: str) -> Any:
-    from math_verify import parse
-
     return parse(_boxed(text), parsing_timeout=None)
 
 

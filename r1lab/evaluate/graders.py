@@ -1,7 +1,7 @@
 """A second opinion: the same samples judged by another reward, and where the two disagree.
 
 The second grader is any reward by its name; `math_verify` is Hugging Face's Math-Verify. It runs
-behind the same wall as every reward. A fault of it counts as not right and is listed.
+behind the same wall as every reward.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from r1lab.evaluate.compare import paired_ends
 from r1lab.evaluate.intervals import bootstrap
 from r1lab.evaluate.result import ProblemResult, Sample
 from r1lab.prompts import Template
-from r1lab.types import Completion, Fault, Outcome, Problem, R1labError
-from r1lab.verify import Item, Runner, load_reward
+from r1lab.types import Completion, Fault, Problem, R1labError
+from r1lab.verify import Item, Limits, Runner, load_reward
 
+_SECONDS, _MEMORY_MIB = 20.0, 2048  # for one response: other checkers may be slow
 _SHOWN = 400  # characters of a response, its end
 
 
@@ -37,9 +38,9 @@ def second_grader(
                     interval and p-value, paired by problem
     agreement       share of samples on which both say the same
     disagreements   every sample on which they do not: gold, answer, what each says and why
-    Samples that the first grader could not judge are left out of both.
+    Samples that either could not judge are left out of both; `num_faults` counts the second's.
     """
-    reward = load_reward(name, {}, key="--grader")
+    reward = load_reward(name, {}, key="--grader", limits=Limits(_SECONDS, _MEMORY_MIB))
     rows = [
         (problem, place, sample)
         for problem, result in zip(problems, results, strict=True)
@@ -49,8 +50,12 @@ def second_grader(
     outcomes = runner.run(reward, [Item(p, _completion(s, template), "") for p, _, s in rows])
     verdicts: dict[str, list[tuple[bool, bool]]] = {}
     disagreements: list[Mapping[str, Any]] = []
+    num_faults = 0
     for (problem, place, sample), outcome in zip(rows, outcomes, strict=True):
-        right, reason = _said(outcome)
+        if isinstance(outcome, Fault):
+            num_faults += 1
+            continue
+        right, reason = outcome.score is not None and outcome.score >= 1.0, outcome.reason
         verdicts.setdefault(problem.id, []).append((bool(sample.correct), right))
         if right != sample.correct:
             disagreements.append(
@@ -74,8 +79,9 @@ def second_grader(
             "value": second["value"] - first["value"], "low": low, "high": high,
             "p_value": p_value,
         },
-        "agreement": 1 - len(disagreements) / len(rows),
-        "num_samples": len(rows),
+        "agreement": 1 - len(disagreements) / (len(rows) - num_faults),
+        "num_samples": len(rows) - num_faults,
+        "num_faults": num_faults,
         "disagreements": disagreements,
     }  # fmt: skip
 
@@ -86,9 +92,3 @@ def _completion(sample: Sample, template: Template) -> Completion:
         (), sample.text, "stop", 0, prefix=template.prefix, thinking=read.thinking,
         answer=sample.answer,
     )  # fmt: skip
-
-
-def _said(outcome: Outcome) -> tuple[bool, str]:
-    if isinstance(outcome, Fault):
-        return False, f"{outcome.kind}: {outcome.detail}"
-    return outcome.score is not None and outcome.score >= 1.0, outcome.reason

@@ -1,102 +1,42 @@
 """Scoring a base or a trained model outside a run: `r1lab eval`.
 
-The order is cheap before dear: suites, problems, prompts and files are checked before a model is
-loaded. Samples are asked in chunks of problems, each with a seed of its own that depends on the
-evaluation's seed and the chunk's place, and written as they come.
+What is asked is prepared and checked before a model is loaded (`preparation`). Samples are asked in
+chunks of problems, each with a seed of its own that depends on the evaluation's seed and on the
+chunk's place, and written as they come.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from r1lab.evaluate.askers import Asker, LocalAsker, ServerAsker
+from r1lab.evaluate.askers import Asker, LocalAsker
 from r1lab.evaluate.budgets import BudgetPoint, ask_within
 from r1lab.evaluate.graders import second_grader
 from r1lab.evaluate.overlap import overlap, training_questions
-from r1lab.evaluate.prompting import (
-    Encode,
-    check_prompts,
-    choose_template,
-    form_of,
-    prompt_encoder,
-)
+from r1lab.evaluate.preparation import EvalOptions, Preparation, Prepared, shown_prompt
 from r1lab.evaluate.result import EvalResult, ProblemResult
-from r1lab.evaluate.run import Asked, distinct, evaluate, problem_results, result_of
+from r1lab.evaluate.run import Asked, evaluate, problem_results, result_of
 from r1lab.evaluate.store import Store
-from r1lab.evaluate.suites import Suite, find_suites, suite_problems
-from r1lab.evaluate.target import Target, model_folder
+from r1lab.evaluate.target import Target
 from r1lab.model.load import prepare_base
-from r1lab.prompts import TEMPLATES, Template
-from r1lab.recipe import ModelSettings, RewardSettings, SamplingRecipe, TrainRecipe
+from r1lab.prompts import TEMPLATES
+from r1lab.recipe import SamplingRecipe, TrainRecipe
 from r1lab.registry import load_mixture
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.limits import check_fit, encode_all
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import encode_prompt
-from r1lab.types import Problem, R1labError, SamplingSettings
+from r1lab.types import Problem, R1labError
 from r1lab.verify import IsolatedRunner, Verifiers
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 SAMPLES_AT_ONCE = 128  # of a chunk: enough to keep a sampler busy, few enough to lose
-HELD_OUT = "held-out"
-PAPER = {"temperature": 0.6, "top_p": 0.95}  # arXiv 2501.12948, sect. 3
 
 Say = Callable[[str, int, int], None]  # suite, samples there are, samples in all
-
-
-@dataclass(frozen=True, slots=True)
-class EvalOptions:
-    """What `r1lab eval` was asked for; None: the default of the suite, the recipe or the model.
-
-    `paper` takes the sampling of DeepSeek-R1's evaluations where nothing else is said. `budgets`
-    are thinking budgets in tokens, `grader` a second reward, `trained_on` a run folder or a recipe
-    whose problems are looked for in the suite.
-    """
-
-    suites: tuple[str, ...] = ()
-    path: str | None = None
-    columns: tuple[tuple[str, str], ...] = ()
-    paper: bool = False
-    k: int | None = None
-    num: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
-    seed: int = 1234
-    template: str = "auto"
-    shots: int = 0
-    greedy: bool = False
-    engine: str | None = None
-    dtype: str | None = None
-    gguf_file: str | None = None
-    kv_cache_gib: float | None = None
-    served_model: str | None = None
-    budgets: tuple[int, ...] = ()
-    grader: str | None = None
-    trained_on: str | None = None
-    out: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A suite ready to be asked."""
-
-    name: str
-    problems: list[Problem]
-    template: Template
-    encode: Encode | None
-    rewards: tuple[RewardSettings, ...]
-    sampling: SamplingSettings
-    greedy: bool
-    longest: int  # tokens of the longest prompt
-    plan: dict[str, Any]
 
 
 def evaluate_target(
@@ -107,7 +47,7 @@ def evaluate_target(
     `say` hears of progress.
     """
     session = _Session(target, options)
-    prepared = session.prepare()
+    prepared = session.at_hand.prepare()
     folder = Path(options.out) if options.out else _default_folder(target)
     stores = [Store(folder, suite.name, suite.plan) for suite in prepared]
     runner = IsolatedRunner(target.recipe.reward_workers if target.recipe else None)
@@ -129,8 +69,8 @@ def prepare_target(target: Target, options: EvalOptions) -> list[str]:
     return [
         f"would ask {target.label} {len(suite.problems)} problems of {suite.name} x "
         f"{suite.sampling.num_samples} samples, at most {suite.sampling.max_tokens} tokens each, "
-        f"template {suite.template.name}; the first prompt:\n" + _shown_prompt(suite)
-        for suite in _Session(target, options).prepare()
+        f"template {suite.template.name}; the first prompt:\n" + shown_prompt(suite)
+        for suite in Preparation(target, options).prepare()
     ]
 
 
@@ -139,155 +79,11 @@ class _Session:
 
     def __init__(self, target: Target, options: EvalOptions) -> None:
         self.target, self.options = target, options
+        self.at_hand = Preparation(target, options)
         self._sampler: Sampler | None = None
-        self._server: ServerAsker | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._allowed: int | None = None
-        self._needed = 0
-        if target.is_server:
-            plain = TEMPLATES["plain"]
-            self._server = ServerAsker.connect(target.path, options.served_model, plain)
-            self.identity: list[Any] = [self._server.url, self._server.model]
-            return
-        self.settings = self._model_settings()
-        config, self._tokenizer, self.folder = prepare_base(self.settings)
-        self._allowed = config.max_position_embeddings
-        weights = sorted(self.folder.glob("*.safetensors")) or [self.folder / "config.json"]
-        self.identity = [
-            [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights
-        ]
-
-    def _model_settings(self) -> ModelSettings:
-        options, recipe = self.options, self.target.recipe
-        given = recipe.model if recipe else ModelSettings()
-        settings = given.model_copy(
-            update={
-                "path": self.target.path,
-                "lora": None,
-                "dtype": options.dtype or given.dtype,
-                "gguf_file": options.gguf_file
-                or (given.gguf_file if self.target.path == given.path else None),
-            }
-        )
-        return settings.model_copy(update={"path": model_folder(self.target, settings)})
-
-    # --- before the model is loaded ---
-
-    def prepare(self) -> list[_Prepared]:
-        options = self.options
-        if options.suites:
-            suites = [
-                suite
-                for name in options.suites
-                for suite in find_suites(name, path=options.path, columns=dict(options.columns))
-            ]
-            prepared = [self._suite(suite) for suite in suites]
-        elif self.target.recipe is not None:
-            prepared = [self._held_out(self.target.recipe)]
-        else:
-            raise R1labError("--suite: name one (r1lab eval --list); only a run or a recipe has "
-                             "held-out problems of its own")  # fmt: skip
-        self._needed = max(suite.longest + suite.sampling.max_tokens for suite in prepared)
-        return prepared
-
-    def _suite(self, suite: Suite) -> _Prepared:
-        options, recipe = self.options, self.target.recipe
-        name = options.template
-        if name == "auto" and recipe is not None and not options.shots:
-            name = recipe.template
-        template = choose_template(name, self._tokenizer, suite, options.shots, options.seed)
-        problems = suite_problems(suite, num=options.num, seed=options.seed, form=form_of(template))
-        paper: dict[str, Any] = {"k": suite.paper_k, **PAPER} if options.paper else {}
-        sampling = SamplingSettings(
-            num_samples=options.k or paper.get("k", 4),
-            temperature=_first(options.temperature, paper.get("temperature"), 1.0),
-            top_p=_first(options.top_p, paper.get("top_p"), 1.0),
-            max_tokens=options.max_tokens or (32768 if options.paper else suite.max_tokens),
-            seed=options.seed,
-        )
-        rewards = (RewardSettings(reward="problem"),)
-        described = {"source": suite.source, "options": dict(suite.options)}
-        return self._prepared(
-            suite.name, problems, template, rewards, sampling, options.greedy, described
-        )
-
-    def _held_out(self, recipe: TrainRecipe) -> _Prepared:
-        """The problems on which a run of the recipe is evaluated, with its own settings."""
-        options, settings = self.options, recipe.evaluation
-        if options.shots or options.template not in ("auto", recipe.template):
-            raise R1labError("--template, --shots: held-out problems are asked as in training; "
-                             "name a --suite")  # fmt: skip
-        problems = load_mixture(recipe.problems, "test", settings.seed).distinct(
-            options.num or settings.num_problems
-        )
-        paper: dict[str, Any] = PAPER if options.paper else {}
-        sampling = SamplingSettings(
-            num_samples=options.k or settings.num_samples,
-            temperature=_first(options.temperature, paper.get("temperature"), settings.temperature),
-            top_p=_first(options.top_p, paper.get("top_p"), settings.top_p),
-            max_tokens=options.max_tokens or recipe.sampling.max_tokens,
-            seed=settings.seed,
-        )
-        described = {"sources": [source.model_dump() for source in recipe.problems.sources]}
-        return self._prepared(
-            HELD_OUT, problems, TEMPLATES[recipe.template], recipe.rewards, sampling,
-            options.greedy or settings.greedy, described,
-        )  # fmt: skip
-
-    def _prepared(
-        self,
-        name: str,
-        problems: list[Problem],
-        template: Template,
-        rewards: tuple[RewardSettings, ...],
-        sampling: SamplingSettings,
-        greedy: bool,
-        described: dict[str, Any],
-    ) -> _Prepared:
-        problems = distinct(problems)
-        if sampling.temperature == 0:
-            sampling, greedy = replace(sampling, num_samples=1), False
-        encode, longest = None, 0
-        if self._tokenizer is not None:
-            encode = prompt_encoder(self._tokenizer, template)
-            prompts = [encode(template.prompt(problem.question)) for problem in problems]
-            check_prompts(problems, prompts, self._tokenizer)
-            longest = max(map(len, prompts))
-            sampling = self._fitted(name, sampling, longest)
-        options = self.options
-        plan = {
-            "model": self.target.path, "weights": self.identity, "suite": name, **described,
-            "questions": _digest([f"{p.id}\n{p.question}\n{p.answer}" for p in problems]),
-            "template": _digest([template.text, template.prefix, template.answer_in]),
-            "rewards": [reward.model_dump() for reward in rewards], "sampling": asdict(sampling),
-            "greedy": greedy, "shots": options.shots, "engine": self.engine, "dtype": options.dtype,
-            "budgets": options.budgets, "grader": options.grader, "trained_on": options.trained_on,
-        }  # fmt: skip
-        return _Prepared(name, problems, template, encode, rewards, sampling, greedy, longest, plan)
-
-    def _fitted(self, name: str, sampling: SamplingSettings, longest: int) -> SamplingSettings:
-        """As many tokens as fit behind the longest prompt, where the user named no number."""
-        assert self._allowed is not None
-        room = self._allowed - longest
-        if room < 1 or (self.options.max_tokens and sampling.max_tokens > room):
-            raise R1labError(
-                f"--suite {name}: the longest prompt has {longest} tokens and --max-tokens is "
-                f"{sampling.max_tokens}, which is more than the model's {self._allowed}; "
-                + (f"lower --max-tokens to {room}" if room > 0 else "take another model")
-            )
-        return replace(sampling, max_tokens=min(sampling.max_tokens, room))
-
-    @property
-    def engine(self) -> str:
-        if self.target.is_server:
-            return "server"
-        recipe = self.target.recipe
-        return self.options.engine or (recipe.sampling.engine if recipe else "vllm")
-
-    # --- asking ---
 
     def score(
-        self, suite: _Prepared, store: Store, runner: IsolatedRunner, say: Say
+        self, suite: Prepared, store: Store, runner: IsolatedRunner, say: Say
     ) -> dict[str, Any]:
         """Ask and judge what an earlier call has not; the result is in the store then."""
         verifiers = Verifiers(suite.rewards, template=suite.template, runner=runner)
@@ -317,7 +113,7 @@ class _Session:
     def _ask_chunk(
         self,
         asker: Asker,
-        suite: _Prepared,
+        suite: Prepared,
         chunk: Sequence[Problem],
         start: int,
         verifiers: Verifiers,
@@ -333,14 +129,14 @@ class _Session:
 
     def _extras(
         self,
-        suite: _Prepared,
+        suite: Prepared,
         problems: Sequence[ProblemResult],
         asker: Asker,
         verifiers: Verifiers,
         runner: IsolatedRunner,
     ) -> dict[str, Any]:
         options, extras = self.options, dict[str, Any]()
-        extras["prompt"] = _shown_prompt(suite)
+        extras["prompt"] = shown_prompt(suite)
         questions = training_questions(self.target, options.trained_on)
         if questions is not None:
             extras["contamination"] = overlap(questions, problems, seed=options.seed)
@@ -355,7 +151,7 @@ class _Session:
 
     def _within_budgets(
         self,
-        suite: _Prepared,
+        suite: Prepared,
         problems: Sequence[ProblemResult],
         asker: Asker,
         verifiers: Verifiers,
@@ -366,25 +162,25 @@ class _Session:
             self.options.budgets, suite.problems, problems, asker, suite.sampling, verifiers
         )
 
-    def _asker(self, suite: _Prepared) -> Asker:
-        if self._server is not None:
-            return replace(self._server, template=suite.template)
+    def _asker(self, suite: Prepared) -> Asker:
+        if self.at_hand.server is not None:
+            return replace(self.at_hand.server, template=suite.template)
         if self._sampler is None:
             self._sampler = self._build()
-        assert self._tokenizer is not None and suite.encode is not None
-        return LocalAsker(self._sampler, self._tokenizer, suite.template, suite.encode)
+        assert self.at_hand.tokenizer is not None and suite.encode is not None
+        return LocalAsker(self._sampler, self.at_hand.tokenizer, suite.template, suite.encode)
 
     def _build(self) -> Sampler:
-        assert self._tokenizer is not None and self._allowed is not None
+        assert self.at_hand.tokenizer is not None and self.at_hand.allowed is not None
         recipe = self.target.recipe
         sampling = recipe.sampling if recipe else SamplingRecipe()
         return build_sampler(
-            self.engine,
-            self.folder,
-            self._tokenizer,
-            dtype=self.settings.dtype,
+            self.at_hand.engine,
+            self.at_hand.folder,
+            self.at_hand.tokenizer,
+            dtype=self.at_hand.settings.dtype,
             # Some room for the words that ask for an answer when a budget is spent.
-            max_model_len=min(self._allowed, self._needed + 64),
+            max_model_len=min(self.at_hand.allowed, self.at_hand.needed + 64),
             kv_cache_gib=self.options.kv_cache_gib or sampling.kv_cache_gib,
             gpu_memory_utilization=0.9 if recipe is None else sampling.gpu_memory_utilization,
             seed=self.options.seed,
@@ -435,27 +231,11 @@ def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
         sampler.close()
 
 
-def _shown_prompt(suite: _Prepared) -> str:
-    """The first prompt as the model sees it; to a server, the user's message."""
-    question = suite.problems[0].question
-    if suite.encode is None and suite.template.message is not None:
-        return suite.template.message.replace("{question}", question)
-    return suite.template.prompt(question)
-
-
 def _default_folder(target: Target) -> Path:
     """Beside a run's own evaluations, so that its report finds them; else evals/LABEL."""
     return (
         target.run / "eval" / "suites" if target.run is not None else Path("evals") / target.label
     )
-
-
-def _first(*values: float | None) -> float:
-    return next(value for value in values if value is not None)
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode(errors="replace")).hexdigest()[:16]
 
 
 def _chunk_seed(seed: int, start: int) -> int:

@@ -81,7 +81,8 @@ def test_budgets_a_second_grader_and_contamination(tmp_path) -> None:
     assert long["pass_at_1"] == result["overall"]["pass_at_1"]
     assert long["tokens"] == result["overall"]["length"]
     second = result["second_grader"]
-    assert second["num_samples"] == 48 and second["agreement"] > 0.9
+    assert second["num_samples"] == 48 - second["num_faults"] > 0
+    assert second["agreement"] > 0.9
     assert second["difference"]["low"] <= second["difference"]["value"]
     assert result["contamination"]["exact"] == 0
     assert result["contamination"]["num_training"] == 32
@@ -129,10 +130,10 @@ def test_a_run_is_its_trained_model_on_its_held_out_problems(run, tmp_path, caps
         (["nano", "--suite", "boxes", "--max-tokens", "600"], "lower --max-tokens to"),
         (["nano", "--suite", "gsm8k.jsonl"], "gsm8k.jsonl"),
         (["nano", "--suite", "boxes", "--steps", "3"], "no recipe whose keys"),
-        (["nano", "--suite", "boxes", "--k", "0"], "--k: 0 must be above 0"),
         (["nano", "--suite", "boxes", "--budgets", "1,x"], "--budgets"),
         (["http://127.0.0.1:9/v1", "--suite", "boxes"], "is the server running"),
         (["no-such-model", "--suite", "boxes"], "no-such-model"),
+        (["nano", "--suite", "boxes", "--grader", "no_such"], "--grader"),
     ],
 )
 def test_what_cannot_work_is_said_before_any_work(arguments, expected, capsys) -> None:
