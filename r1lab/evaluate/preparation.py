@@ -214,7 +214,6 @@ class Preparation:
             "template": _digest([template.text, template.prefix, template.answer_in]),
             "rewards": [reward.model_dump() for reward in rewards], "sampling": asdict(sampling),
             "greedy": greedy, "shots": options.shots, "engine": self.engine, "dtype": options.dtype,
-            "budgets": options.budgets, "grader": options.grader, "trained_on": options.trained_on,
         }  # fmt: skip
         return Prepared(name, problems, template, encode, rewards, sampling, greedy, longest, plan)
 

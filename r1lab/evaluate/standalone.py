@@ -49,7 +49,10 @@ def evaluate_target(
     session = _Session(target, options)
     prepared = session.at_hand.prepare()
     folder = Path(options.out) if options.out else _default_folder(target)
-    stores = [Store(folder, suite.name, suite.plan) for suite in prepared]
+    extras = {
+        "budgets": options.budgets, "grader": options.grader, "trained_on": options.trained_on,
+    }  # fmt: skip
+    stores = [Store(folder, suite.name, suite.plan, extras) for suite in prepared]
     runner = IsolatedRunner(target.recipe.reward_workers if target.recipe else None)
     done: list[tuple[Path, dict[str, Any]]] = []
     try:
@@ -87,14 +90,13 @@ class _Session:
     ) -> dict[str, Any]:
         """Ask and judge what an earlier call has not; the result is in the store then."""
         verifiers = Verifiers(suite.rewards, template=suite.template, runner=runner)
-        asker = self._asker(suite)
-        known = {problem.id: problem for problem in store.done()}
+        known = {problem.id: problem for problem in store.done() if self._serves(problem)}
         total = len(suite.problems) * suite.sampling.num_samples
         size = max(1, SAMPLES_AT_ONCE // suite.sampling.num_samples)
         for start in range(0, len(suite.problems), size):
             chunk = suite.problems[start : start + size]
             if not all(problem.id in known for problem in chunk):
-                found = self._ask_chunk(asker, suite, chunk, start, verifiers)
+                found = self._ask_chunk(self._asker(suite), suite, chunk, start, verifiers)
                 store.add(found)
                 known |= {problem.id: problem for problem in found}
             say(suite.name, min(start + size, len(suite.problems)) * suite.sampling.num_samples,
@@ -107,8 +109,12 @@ class _Session:
             ),
             model=self.target.label, suite=suite.name, shots=self.options.shots,
         )  # fmt: skip
-        extras = self._extras(suite, problems, asker, verifiers, runner)
+        extras = self._extras(suite, problems, verifiers, runner)
         return store.finish({**result.as_dict(), **extras})
+
+    def _serves(self, problem: ProblemResult) -> bool:
+        """Whether its samples have all that is asked for: budgets cut their tokens."""
+        return not self.options.budgets or all(s.token_ids is not None for s in problem.samples)
 
     def _ask_chunk(
         self,
@@ -131,7 +137,6 @@ class _Session:
         self,
         suite: Prepared,
         problems: Sequence[ProblemResult],
-        asker: Asker,
         verifiers: Verifiers,
         runner: IsolatedRunner,
     ) -> dict[str, Any]:
@@ -145,7 +150,7 @@ class _Session:
                 options.grader, suite.problems, problems, suite.template, runner
             )
         if options.budgets:
-            points = self._within_budgets(suite, problems, asker, verifiers)
+            points = self._within_budgets(suite, problems, verifiers)
             extras["budgets"] = [asdict(point) for point in points]
         return extras
 
@@ -153,9 +158,9 @@ class _Session:
         self,
         suite: Prepared,
         problems: Sequence[ProblemResult],
-        asker: Asker,
         verifiers: Verifiers,
     ) -> list[BudgetPoint]:
+        asker = self._asker(suite)
         if not isinstance(asker, LocalAsker):
             raise R1labError("--budgets: a server gives no tokens to cut; give the model's folder")
         return ask_within(

@@ -4,7 +4,9 @@
     NAME-KEY.json            the result, with every sample in it; the lines are removed then
 
 KEY is a hash of the plan (model, problems, sampling, template), so that an interrupted evaluation
-goes on where it stopped, and one of another plan begins anew. `read_result` reads any result back.
+goes on where it stopped, and one of another plan begins anew. What is made of the samples (a second
+grader, budgets, contamination) is no part of the plan: asked for later, it uses the same samples.
+`read_result` reads any result back.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ Plan = Mapping[str, Any]
 class Store:
     """The files of one evaluation in `folder`; raises R1labError where it cannot be written to."""
 
-    def __init__(self, folder: Path, name: str, plan: Plan) -> None:
+    def __init__(self, folder: Path, name: str, plan: Plan, extras: Plan | None = None) -> None:
         self._plan = json.loads(json.dumps(plan))
+        self._extras = json.loads(json.dumps(dict(extras or {})))
         text = json.dumps(self._plan, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.result_path = folder / f"{name}-{key}.json"
@@ -40,9 +43,10 @@ class Store:
             raise R1labError(f"--out: {folder} cannot be written to")
 
     def done(self) -> list[ProblemResult]:
-        """The problems that an earlier, interrupted call has finished; a torn line is left out."""
+        """The problems that an earlier call has asked already; a torn line is left out."""
         if not self._lines_path.exists():
-            return []
+            found = read_result(self.result_path) if self.result_path.is_file() else {}
+            return [problem_from(problem) for problem in found.get("problems", ())]
         whole = self._lines_path.read_bytes().split(b"\n")[:-1]
         if not whole or json.loads(whole[0]).get("plan") != self._plan:
             self._lines_path.unlink()
@@ -63,13 +67,14 @@ class Store:
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write the result whole and take the lines away; the result as it is read back."""
-        write_json(self.result_path, {**result, "plan": self._plan})
+        write_json(self.result_path, {**result, "plan": self._plan, "extras": self._extras})
         self._lines_path.unlink(missing_ok=True)
         return read_result(self.result_path)
 
     def finished(self) -> dict[str, Any] | None:
-        """The result, where this very evaluation was made before."""
-        return read_result(self.result_path) if self.result_path.is_file() else None
+        """The result, where this very evaluation was made before, with the same extras."""
+        found = read_result(self.result_path) if self.result_path.is_file() else None
+        return found if found is not None and found.get("extras") == self._extras else None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -67,7 +67,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_figures(small_chunks, tmp
     assert scores("nano", tmp_path / "parts", lambda *_: pytest.fail(), greedy=True) == whole
 
 
-def test_budgets_a_second_grader_and_contamination(tmp_path) -> None:
+def test_budgets_a_second_grader_and_contamination(tmp_path, monkeypatch) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("extends: quickstart\nname: r\nsteps: 1\n")
     result = scores(
@@ -87,6 +87,10 @@ def test_budgets_a_second_grader_and_contamination(tmp_path) -> None:
     assert result["contamination"]["exact"] == 0
     assert result["contamination"]["num_training"] == 32
     assert result["prompt"].startswith("User: ")
+    # Another look at the same samples: nothing is asked anew.
+    monkeypatch.setattr(standalone, "build_sampler", lambda *_, **__: pytest.fail("sampled again"))
+    again = scores("nano", tmp_path, suites=("arithmetic",), k=4, max_tokens=96)
+    assert again["problems"] == result["problems"] and "budgets" not in again
 
 
 @pytest.fixture
