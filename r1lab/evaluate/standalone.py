@@ -27,7 +27,7 @@ from r1lab.model.load import prepare_base
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import SamplingRecipe, TrainRecipe
 from r1lab.registry import load_mixture
-from r1lab.rollout.build import build_sampler
+from r1lab.rollout.build import build_sampler, sampler_of
 from r1lab.rollout.limits import check_fit, encode_all
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import encode_prompt
@@ -210,16 +210,7 @@ def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
     check_fit(problems, prompts, max_tokens=recipe.sampling.max_tokens, limit=limit)
     runner = IsolatedRunner(recipe.reward_workers)
     verifiers = Verifiers(recipe.rewards, template=template, runner=runner, max_steps=recipe.steps)
-    sampler = build_sampler(
-        recipe.sampling.engine,
-        folder,
-        tokenizer,
-        dtype=recipe.model.dtype,
-        max_model_len=recipe.sampling.max_model_len,
-        kv_cache_gib=recipe.sampling.kv_cache_gib,
-        gpu_memory_utilization=recipe.sampling.gpu_memory_utilization,
-        seed=settings.seed,
-    )
+    sampler = sampler_of(recipe, folder, tokenizer, seed=settings.seed)
     try:
         return evaluate(
             sampler,

@@ -8,15 +8,11 @@ from __future__ import annotations
 import torch
 
 from r1lab.grpo.faults import explained
-from r1lab.grpo.policy import Policy
+from r1lab.grpo.pieces import load_policy, source_of
 from r1lab.grpo.prospects import Agreement, Limits, Prospects, judge_prospects
-from r1lab.model.adapters import add_lora
-from r1lab.model.load import load_base
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
-from r1lab.registry import load_mixture
-from r1lab.rollout.build import build_sampler
-from r1lab.rollout.source import RolloutSource
+from r1lab.rollout.build import sampler_of
 from r1lab.run_folder import RunFolder
 from r1lab.verify import IsolatedRunner, Verifiers
 
@@ -49,23 +45,9 @@ def _look(recipe: TrainRecipe) -> Prospects:
     template, world = TEMPLATES[recipe.template], accelerator.num_processes
     groups = max(min(recipe.sampling.questions_per_step, NUM_GROUPS) // world, 1) * world
     settings = recipe.sampling.model_copy(update={"questions_per_step": groups})
-    model, tokenizer, folder = load_base(recipe.model)
-    if recipe.model.lora is not None:
-        model = add_lora(model, recipe.model.lora, seed=recipe.seed)
-    policy = Policy(
-        model.to(accelerator.device), optimizer=recipe.optimizer, total_updates=1,
-        temperature=settings.temperature, accelerator=accelerator,
-        pad_token_id=tokenizer.pad_token_id or 0,
-    )  # fmt: skip
-    sampler = build_sampler(
-        settings.engine, folder, tokenizer, dtype=recipe.model.dtype,
-        max_model_len=settings.max_model_len, kv_cache_gib=settings.kv_cache_gib,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-    )  # fmt: skip
-    source = RolloutSource(
-        load_mixture(recipe.problems, "train"), sampler, tokenizer, template, settings,
-        rank=accelerator.process_index, world_size=world, seed=recipe.seed,
-    )  # fmt: skip
+    policy, tokenizer, folder = load_policy(recipe, accelerator)
+    sampler = sampler_of(recipe, folder, tokenizer)
+    source = source_of(recipe, sampler, tokenizer, accelerator, settings)
     try:
         with IsolatedRunner(recipe.reward_workers) as runner:
             source.start(policy)

@@ -21,20 +21,16 @@ from r1lab.grpo.floor import measure_floor
 from r1lab.grpo.interrupt import StopSignals
 from r1lab.grpo.keeper import Keeper
 from r1lab.grpo.lookout import Lookout
-from r1lab.grpo.policy import Policy
+from r1lab.grpo.pieces import load_policy, source_of
 from r1lab.grpo.step import StepResult, rl_step
 from r1lab.grpo.summary import summary_of
-from r1lab.model.adapters import add_lora
-from r1lab.model.load import load_base
-from r1lab.model.replay import require_routers
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
 from r1lab.recipe_io import dump_resolved
 from r1lab.registry import load_mixture
 from r1lab.report.progress import Progress
-from r1lab.rollout.build import build_sampler
+from r1lab.rollout.build import sampler_of
 from r1lab.rollout.restart import RestartingSampler
-from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import RolloutSource
 from r1lab.run_folder import RunFolder
 from r1lab.types import Interrupted, R1labError, RunStopped, Scored
@@ -131,20 +127,7 @@ class Run:
         self.verifiers = Verifiers(
             recipe.rewards, template=self.template, runner=runner, max_steps=recipe.steps
         )
-        model, self.tokenizer, base_folder = load_base(recipe.model)
-        if recipe.algorithm.router_bias_speed or recipe.algorithm.router_replay != "none":
-            require_routers(model)
-        if recipe.model.lora is not None:
-            model = add_lora(model, recipe.model.lora, seed=recipe.seed)
-        self.policy = Policy(
-            model.to(self.accelerator.device),
-            optimizer=recipe.optimizer,
-            total_updates=recipe.steps * recipe.algorithm.updates_per_step,
-            temperature=recipe.sampling.temperature,
-            accelerator=self.accelerator,
-            pad_token_id=self.tokenizer.pad_token_id or 0,
-            with_reference=recipe.algorithm.kl_coefficient > 0,
-        )
+        self.policy, self.tokenizer, base_folder = load_policy(recipe, self.accelerator)
         self.source = self._build_source(base_folder)
         self.stack.callback(self.source.close)
         self.keeper.take(self.policy, self.source, self.tokenizer)
@@ -178,41 +161,17 @@ class Run:
         self.accelerator.init_trackers("tracking")
 
     def _build_source(self, base_folder: Path) -> RolloutSource:
-        recipe = self.recipe
-
-        def build() -> Sampler:
-            return build_sampler(
-                recipe.sampling.engine,
-                base_folder,
-                self.tokenizer,
-                dtype=recipe.model.dtype,
-                max_model_len=recipe.sampling.max_model_len,
-                kv_cache_gib=recipe.sampling.kv_cache_gib,
-                gpu_memory_utilization=recipe.sampling.gpu_memory_utilization,
-                routed_experts=recipe.algorithm.router_replay == "sampler",
-            )
-
         def say_restart(cause: str) -> None:
             self.keeper.say(f"the sampler's engine died ({cause}); starting it anew, once")
             self.folder.log_event("sampler restarted", step=self.step, cause=cause)
 
-        return RolloutSource(
-            load_mixture(recipe.problems, "train"),
-            RestartingSampler(
-                build,
-                self.policy,
-                can_restart=self.accelerator.num_processes == 1,
-                on_restart=say_restart,
-            ),
-            self.tokenizer,
-            self.template,
-            recipe.sampling,
-            rank=self.rank,
-            world_size=self.accelerator.num_processes,
-            seed=recipe.seed,
-            max_sync_kl=recipe.algorithm.max_sync_kl,
-            routed_experts=recipe.algorithm.router_replay == "sampler",
+        sampler = RestartingSampler(
+            lambda: sampler_of(self.recipe, base_folder, self.tokenizer),
+            self.policy,
+            can_restart=self.accelerator.num_processes == 1,
+            on_restart=say_restart,
         )
+        return source_of(self.recipe, sampler, self.tokenizer, self.accelerator)
 
     # --- the loop ------------------------------------------------------------------------------
 

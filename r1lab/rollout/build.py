@@ -13,6 +13,7 @@ from r1lab.types import RecipeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from r1lab.recipe import TrainRecipe
     from r1lab.rollout.vllm_engine import Attention
 
 ENGINES = ("vllm", "transformers")
@@ -63,6 +64,27 @@ def build_sampler(
         seed=seed,
         attention=attention,
         routed_experts=routed_experts,
+    )
+
+
+def sampler_of(
+    recipe: TrainRecipe,
+    model_folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int = 0,
+) -> Sampler:
+    """The sampler of a run: `build_sampler` with the recipe's settings."""
+    sampling = recipe.sampling
+    return build_sampler(
+        sampling.engine,
+        model_folder,
+        tokenizer,
+        dtype=recipe.model.dtype,
+        max_model_len=sampling.max_model_len,
+        kv_cache_gib=sampling.kv_cache_gib,
+        gpu_memory_utilization=sampling.gpu_memory_utilization,
+        seed=seed,
     )
 
 

@@ -66,6 +66,7 @@ LEVELS = (
         "r1lab.grpo.faults",
         "r1lab.grpo.summary",
         "r1lab.grpo.keeper",
+        "r1lab.grpo.pieces",
     ),
     ("r1lab.evaluate",),
     (

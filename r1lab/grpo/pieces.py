@@ -1,0 +1,59 @@
+"""The pieces that a run and its preflight are put together from, as a recipe names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1lab.grpo.policy import Policy
+from r1lab.model.adapters import add_lora
+from r1lab.model.load import load_base
+from r1lab.prompts import TEMPLATES
+from r1lab.recipe import SamplingRecipe, TrainRecipe
+from r1lab.registry import load_mixture
+from r1lab.rollout.sampler import Sampler
+from r1lab.rollout.source import RolloutSource
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_policy(
+    recipe: TrainRecipe, accelerator: Accelerator
+) -> tuple[Policy, PreTrainedTokenizerBase, Path]:
+    """The base of a recipe as a policy at its first version, its tokenizer and its folder."""
+    model, tokenizer, folder = load_base(recipe.model)
+    if recipe.model.lora is not None:
+        model = add_lora(model, recipe.model.lora, seed=recipe.seed)
+    policy = Policy(
+        model.to(accelerator.device),
+        optimizer=recipe.optimizer,
+        total_updates=recipe.steps * recipe.algorithm.updates_per_step,
+        temperature=recipe.sampling.temperature,
+        accelerator=accelerator,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        with_reference=recipe.algorithm.kl_coefficient > 0,
+    )
+    return policy, tokenizer, folder
+
+
+def source_of(
+    recipe: TrainRecipe,
+    sampler: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    settings: SamplingRecipe | None = None,
+) -> RolloutSource:
+    """This process's stream of rollouts; `settings` in place of the recipe's sampling."""
+    return RolloutSource(
+        load_mixture(recipe.problems, "train"),
+        sampler,
+        tokenizer,
+        TEMPLATES[recipe.template],
+        settings or recipe.sampling,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        seed=recipe.seed,
+        max_sync_kl=recipe.algorithm.max_sync_kl,
+    )
