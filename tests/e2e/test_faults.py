@@ -93,7 +93,7 @@ def arguments(folder: Path, *more: str, recipe="recipes/quickstart.yaml", **sett
         "sampling.engine": "transformers", "sampling.questions_per_step": 2,
         "sampling.group_size": 4, "sampling.max_tokens": 8, "evaluation.num_problems": 2,
         "evaluation.num_samples": 2, "evaluation.every": 2, "evaluation.greedy": False,
-        "checkpoints.every": 1, "reward_workers": 1, **settings,
+        "checkpoints.every": 1, "reward_workers": 1, "problems.check_gold": 0, **settings,
     }  # fmt: skip
     return ["train", str(recipe), *more,
             *(f"--{key}={value}" for key, value in given.items())]  # fmt: skip
