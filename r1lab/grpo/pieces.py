@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from r1lab.grpo.policy import Policy
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
+from r1lab.model.replay import require_routers
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import SamplingRecipe, TrainRecipe
 from r1lab.registry import load_mixture
@@ -24,6 +25,8 @@ def load_policy(
 ) -> tuple[Policy, PreTrainedTokenizerBase, Path]:
     """The base of a recipe as a policy at its first version, its tokenizer and its folder."""
     model, tokenizer, folder = load_base(recipe.model)
+    if recipe.algorithm.router_bias_speed or recipe.algorithm.router_replay != "none":
+        require_routers(model)
     if recipe.model.lora is not None:
         model = add_lora(model, recipe.model.lora, seed=recipe.seed)
     policy = Policy(
@@ -56,4 +59,5 @@ def source_of(
         world_size=accelerator.num_processes,
         seed=recipe.seed,
         max_sync_kl=recipe.algorithm.max_sync_kl,
+        routed_experts=recipe.algorithm.router_replay == "sampler",
     )

@@ -85,6 +85,7 @@ def sampler_of(
         kv_cache_gib=sampling.kv_cache_gib,
         gpu_memory_utilization=sampling.gpu_memory_utilization,
         seed=seed,
+        routed_experts=recipe.algorithm.router_replay == "sampler",
     )
 
 
