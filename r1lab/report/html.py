@@ -80,9 +80,10 @@ def _write(
     names = ", ".join(one["label"] for one in facts)
     style = "\n".join(_asset(name) for name in _STYLES)
     file.write(
-        head.replace("{title}", html.escape(names))
-        .replace("{policy}", html.escape(_policy(style)))
+        # The title last: a run may be called after any of these.
+        head.replace("{policy}", html.escape(_policy(style)))
         .replace("{style}", style)
+        .replace("{title}", html.escape(names))
     )
     about = {"version": __version__, "vendored": _asset("uplot/LICENSE")}
     runs = [

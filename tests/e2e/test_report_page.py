@@ -248,6 +248,19 @@ def test_the_keyboard_goes_through_samples_and_groups(page: Page) -> None:
     assert page.js("return document.querySelector('[name=query]').value") == ""
 
 
+def test_equal_responses_are_shown_once(page: Page) -> None:
+    page.set("problem", "sums-train-6002")
+    page.until("return document.querySelectorAll('.sample').length === 4")
+    page.js(
+        "const browser = R1.page.transcripts;"
+        "return browser.index.texts(browser.open).then((texts) => {"
+        "  browser.index.samples.flags.fill(1); browser.index.samples.score.fill(1);"
+        "  browser.draw(browser.open, [texts[0], texts[1], texts[2].map(() => texts[2][0])]);"
+        "})"
+    )
+    assert page.count(".sample") == 1 and page.text(".sample .times") == "× 4"
+
+
 def test_the_same_problem_at_other_steps(page: Page) -> None:
     page.set("kind", "1")
     page.until("return document.querySelectorAll('.asked .chips button').length === 3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -240,10 +241,11 @@ def test_the_page_asks_for_nothing_and_lets_only_its_own_scripts_run(page: str) 
 
 
 def test_the_title_is_escaped(run: RunFolder, tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "<img src=x>")
-    folder.log_metrics(1, {"reward": 0.5})
-    page = write_report([folder]).read_text()
-    assert "<title>&lt;img src=x&gt; · r1lab report</title>" in page
+    for name in ("<img src=x>", "{style}{policy}"):
+        folder = RunFolder.create(tmp_path / name)
+        folder.log_metrics(1, {"reward": 0.5})
+        page = write_report([folder]).read_text()
+        assert f"<title>{html.escape(name)} · r1lab report</title>" in page
 
 
 def test_what_was_vendored_is_what_it_says() -> None:

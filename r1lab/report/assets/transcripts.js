@@ -226,9 +226,24 @@ R1.Transcripts = class {
       : null;
     this.detail.replaceChildren(
       this.asked(g, question, gold, samples.length, matching.length),
-      ...shown.map((i) => this.sample(g, i, samples[i], gold)),
+      ...this.merged(g, shown, samples).map(([i, times]) => this.sample(g, i, samples[i], gold, times)),
       ...(more ? [more] : []),
     );
+  }
+
+  // Responses of one text and verdict are shown once, with their number: [first, how many].
+  merged(g, numbers, samples) {
+    const { starts, samples: columns } = this.index;
+    const times = new Map();
+    for (const i of numbers) {
+      const s = starts[g] + i;
+      const [text, answer, reason] = samples[i];
+      const key = JSON.stringify([text, answer, reason, columns.flags[s], columns.score[s]]);
+      const before = times.get(key);
+      if (before) before[1] += 1;
+      else times.set(key, [i, 1]);
+    }
+    return [...times.values()];
   }
 
   asked(g, question, gold, num, matching) {
@@ -261,7 +276,7 @@ R1.Transcripts = class {
     await this.choose(g);
   }
 
-  sample(g, i, [text, answer, reason, parts, fault, advantage, ended, prefix], gold) {
+  sample(g, i, [text, answer, reason, parts, fault, advantage, ended, prefix], gold, times) {
     const { el } = R1;
     const s = this.index.starts[g] + i;
     const flags = this.index.samples.flags[s];
@@ -286,7 +301,8 @@ R1.Transcripts = class {
         el("div", { class: "text mono" }, this.marked(thinking)))
       : null;
     return el("article", { class: `sample ${kind}`, tabindex: "-1", "data-sample": i, "aria-label": `sample ${i + 1}, ${kind}` },
-      el("header", {}, el("span", { class: "verdict" }, name), facts),
+      el("header", {}, el("span", { class: "verdict" }, name),
+        times > 1 ? el("span", { class: "times" }, `× ${times}`) : null, facts),
       fault ? el("p", { class: "reason" }, this.marked(fault)) : null,
       reason ? el("p", { class: "reason" }, this.marked(reason)) : null,
       el("div", { class: "pair" },
