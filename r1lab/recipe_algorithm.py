@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from r1lab.recipe_section import NonNegative, Positive, Section
 
@@ -118,6 +118,16 @@ class AlgorithmSettings(Section):
         description="bound on the k3 estimate of KL(sampler, trainer); null: five times the floor "
         "measured at the start",
     )
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _dapo_is_more_than_a_loss(cls, value: object) -> object:
+        if value == "dapo":
+            raise ValueError(
+                "'dapo', as TRL calls it, is token_mean here; recipes/algorithms/dapo.yaml has all "
+                "of DAPO"
+            )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> AlgorithmSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from records import scored_group
@@ -76,6 +78,29 @@ def test_empty_batches() -> None:
     assert packed([], sum_over_processes=lambda counts: counts + 5).denominator == 5
 
 
+def cut_off(group: Scored, indices: tuple[int, ...]) -> Scored:
+    """The group with these completions ended by their limit."""
+    completions = tuple(
+        replace(c, finish_reason="length") if i in indices else c
+        for i, c in enumerate(group.rollout.completions)
+    )
+    return Scored(replace(group.rollout, completions=completions), group.outcomes)
+
+
+def test_the_overlong_filter_leaves_the_tokens_out_and_the_sequences_counted() -> None:
+    groups = [cut_off(GROUPS[0], (2,)), *GROUPS[1:]]
+    for loss, expected in (("token_mean", 30 - 7), ("grpo", 7), ("dr_grpo", 70)):
+        batch = packed(groups, loss, overlong_filter=True)
+        assert batch.denominator == expected
+        assert len(batch) == 4
+        # The advantages are those of the whole group: the cut one was judged as well.
+        assert batch.advantages.tolist() == pytest.approx([2 / 3, -1 / 3, -0.5, 0.5])
+    everything = [cut_off(group, (0, 1, 2)) for group in GROUPS]
+    empty = packed(everything, overlong_filter=True)
+    assert len(empty) == 0 and empty.denominator == 1
+    assert len(packed(everything)) == 5
+
+
 def test_empty_completion_counts_as_a_sequence() -> None:
     batch = packed([scored_group([1.0, 0.0], lengths=[0, 3])], "grpo")
     assert len(batch) == 1
@@ -145,8 +170,6 @@ def test_equal_lengths_have_no_padding() -> None:
 
 
 def test_logp_old_travels_with_its_tokens() -> None:
-    from dataclasses import replace
-
     batch = packed(GROUPS)
     batch = replace(batch, logp_old=torch.arange(batch.token_ids.numel(), dtype=torch.float32))
     for part in split(batch, 2, torch.Generator().manual_seed(0)):
