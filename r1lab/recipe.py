@@ -28,6 +28,11 @@ class LoraSettings(Section):
 
     rank: Positive = Field(16, le=4096, description="rank r of the update B A")
     alpha: float = Field(32.0, gt=0, description="scale: the update is alpha / r * B A")
+    four_bit: bool = Field(
+        False,
+        description="QLoRA: the base's linear layers in NF4, fused experts as they are; needs "
+        "bitsandbytes",
+    )
     attention: bool = Field(True, description="adapt the attention projections")
     dense: bool = Field(True, description="adapt dense and shared-expert projections")
     experts: bool = Field(True, description="adapt the routed experts' fused weights")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from r1lab.model.quantize import quantize_base
 from r1lab.recipe import LoraSettings
 from r1lab.types import RecipeError
 
@@ -31,6 +32,8 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> P
     from peft import LoraConfig, get_peft_model
 
     modules, parameters = _targets(model, settings)
+    if settings.four_bit:
+        quantize_base(model)
     if not modules and not parameters:
         raise RecipeError(
             "model.lora: attention, dense and experts select no weights of "

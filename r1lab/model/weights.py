@@ -9,11 +9,13 @@ rounding each time (Hu et al. 2021, arXiv 2106.09685, for the update itself).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from r1lab.model.quantize import dequantized
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,8 +57,11 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
         return dict(model.state_dict())
     from peft.tuners.lora import LoraLayer
 
+    full = dequantized(base)
     state = {
-        _plain(name): tensor for name, tensor in base.state_dict().items() if ".lora_" not in name
+        _plain(name): full.get(name, tensor)
+        for name, tensor in base.state_dict().items()
+        if ".lora_" not in name and not _belongs_to(name, full)
     }
     # Nested wrappers (two adapted parameters of one module) adapt different parameters, so the
     # order in which they are visited is of no matter.
@@ -95,6 +100,12 @@ def save_checkpoint_folder(
     if base.generation_config is not None:
         base.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _belongs_to(name: str, quantized: Mapping[str, Tensor]) -> bool:
+    """Whether an entry holds the scales of a four-bit weight: `q_proj.weight.absmax`."""
+    owner, dot, _ = name.partition(".weight.")
+    return bool(dot) and f"{owner}.weight" in quantized
 
 
 def _plain(name: str) -> str:
