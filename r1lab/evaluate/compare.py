@@ -63,7 +63,7 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}], p = {_p(self.p_value)} "
+            f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}], p = {_p(self.p_value)} "
             f"({self.num_problems} problems)"
         )
 
