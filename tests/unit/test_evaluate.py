@@ -302,7 +302,7 @@ def test_evaluate(verifiers: Verifiers) -> None:
     )  # fmt: skip
     prompts = [tuple(encode(COMPACT.prompt(p.question))) for p in problems[:2]]
     assert [call[0] for call in sampler.calls] == [prompts, prompts]
-    assert sampler.calls[0][1] == SamplingSettings(4, 1.0, 1.0, 20, False, 7)
+    assert sampler.calls[0][1] == SamplingSettings(4, 1.0, 1.0, 20, seed=7)
     assert sampler.calls[1][1].temperature == 0
 
     overall = result.overall
