@@ -16,8 +16,8 @@ from r1lab.rollout.build import sampler_of
 from r1lab.run_folder import RunFolder
 from r1lab.verify import IsolatedRunner, Verifiers
 
-# Groups to sample, where a step has more: with the usual 16 samples each they give a share of
-# responses to within 0.05, and a share of groups to within 0.18.
+# However many a step has: with the usual 16 samples each they give a share of responses to within
+# 0.05, and a share of groups to within 0.18.
 NUM_GROUPS = 32
 
 
@@ -43,7 +43,7 @@ def _look(recipe: TrainRecipe) -> Prospects:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     set_seed(recipe.seed)
     template, world = TEMPLATES[recipe.template], accelerator.num_processes
-    groups = max(min(recipe.sampling.questions_per_step, NUM_GROUPS) // world, 1) * world
+    groups = max(NUM_GROUPS // world, 1) * world
     settings = recipe.sampling.model_copy(update={"questions_per_step": groups})
     policy, tokenizer, folder = load_policy(recipe, accelerator)
     sampler = sampler_of(recipe, folder, tokenizer)

@@ -25,6 +25,9 @@ Figures = Mapping[str, float | None]
 # Truncated at the start: with .36 to .53 the quickstart went on for 30 steps and learnt to be short
 # (accuracy .2 to .4 where it is .8 with room to think); at .9 hardly a response is rewarded at all.
 _MANY_TRUNCATED, _ALL_TRUNCATED = 0.25, 0.9
+# Responses without one of a kind before that is more than chance: it is then rarer than one in
+# twenty (95%). The small evaluations of a trial run only warn.
+_ENOUGH = 64
 # The shipped bases answer in 0.7 to 0.8 of their samples; at one in twenty the form alone is learnt
 # for a long while.
 _FEW_ANSWERS = 0.05
@@ -224,9 +227,8 @@ def _ends(figures: Figures, limits: Limits) -> Point:
         )
     else:
         change = f"raise sampling.max_tokens (now {limits.max_tokens})"
-    return Point(
-        "ends", "failed" if not ended or cut >= _ALL_TRUNCATED else "warning", found, change
-    )
+    failed = (not ended or cut >= _ALL_TRUNCATED) and _is_enough(figures)
+    return Point("ends", "failed" if failed else "warning", found, change)
 
 
 def _answers(figures: Figures) -> Point:
@@ -236,7 +238,7 @@ def _answers(figures: Figures) -> Point:
         "the base does not write the form that `template` asks for: take a template that it knows, "
         "a base that has seen the form, or more of sampling.max_tokens if responses are cut off"
     )
-    if not answered:
+    if not answered and _is_enough(figures):
         return Point("answers", "failed", found, change)
     if answered < _FEW_ANSWERS:
         return Point("answers", "warning", found, change)
@@ -261,7 +263,7 @@ def _variance(figures: Figures) -> Point | None:
         f"in {flat:.0%} of {figures['groups']:.0f} groups all rewards are equal; rewards spread by "
         f"{spread:.3g} within a group (mean {figures['reward']:.3g})"
     )
-    if flat == 1.0:
+    if flat == 1.0 and _is_enough(figures):
         return Point("variance", "failed", found, f"nothing can be learnt: {_easier(figures)}")
     if flat > _MUCH_WITHOUT_VARIANCE:
         return Point("variance", "warning", found, _easier(figures))
@@ -283,12 +285,16 @@ def _right_and_wrong(figures: Figures) -> Point | None:
         if name.startswith("pass_at_") and value is not None
     )
     found = f"right and wrong answers stand beside each other in {split:.0%} of the groups; {at_k}"
-    if not split:
+    if not split and _is_enough(figures):
         change = f"only the other rewards can be learnt: {_easier(figures)}"
         return Point("accuracy", "failed", found, change)
     if split < _FEW_GROUPS_TEACH:
         return Point("accuracy", "warning", found, f"few groups teach: {_easier(figures)}")
     return Point("accuracy", "ok", found)
+
+
+def _is_enough(figures: Figures) -> bool:
+    return (figures["responses"] or 0.0) >= _ENOUGH
 
 
 def _easier(figures: Figures) -> str:

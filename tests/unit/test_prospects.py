@@ -77,10 +77,18 @@ def test_figures_by_hand():
     ],
 )
 def test_what_cannot_learn(groups, expected, change):
-    found = prospects(*groups)
+    found = prospects(*groups * 32)
     assert {name for name, level in levels(found).items() if level == "failed"} == expected
     assert not found.can_learn and found.verdict.startswith("this run cannot learn: ")
     assert any(change in point.change for point in found.points)
+
+
+@pytest.mark.parametrize("members", [[CUT, CUT], [WRONG, WRONG], [RIGHT, RIGHT]])
+def test_a_few_samples_only_warn(members):
+    """Chance alone may leave 62 responses without a right answer, or without an end."""
+    assert not prospects(*[group(*members)] * 32).can_learn
+    few = prospects(*[group(*members)] * 31)
+    assert few.can_learn and "variance" in levels(few)
 
 
 def test_a_right_form_alone_teaches_no_task():
@@ -88,7 +96,7 @@ def test_a_right_form_alone_teaches_no_task():
     ill_formed = Verdict(0.0, parts={"accuracy": 0.0, "format": 0.0})
     base = group(WRONG, WRONG)
     mixed = Scored(base.rollout, (base.outcomes[0], ill_formed))
-    assert levels(prospects(mixed)) == {"accuracy": "failed"}
+    assert levels(prospects(*[mixed] * 32)) == {"accuracy": "failed"}
 
 
 @pytest.mark.parametrize(
