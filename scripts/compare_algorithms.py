@@ -22,7 +22,7 @@ RECIPES = sorted((ROOT / "recipes" / "algorithms").glob("*.yaml"))
 BUDGET = (
     "--problems.sources", "[{source: boxes}]", "--sampling.questions_per_step", "16",
     "--sampling.group_size", "8", "--sampling.max_tokens", "96", "--model.dtype", "float32",
-    "--evaluation.every", "0", "--evaluation.num_problems", "120", "--evaluation.num_samples", "8",
+    "--evaluation.every", "0", "--evaluation.num_problems", "120", "--evaluation.num_samples", "4",
     "--evaluation.greedy", "false", "--checkpoints.every", "0", "--checkpoints.keep", "1",
     "--optimizer.schedule", "constant", "--tracking.trackers", "[]",
 )  # fmt: skip
