@@ -12,7 +12,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from r1lab.grpo.advantage import group_advantages
-from r1lab.grpo.batch import microbatches, pack
+from r1lab.grpo.batch import pack
 from r1lab.grpo.policy import Policy
 from r1lab.grpo.step import StepResult, rl_step
 from r1lab.model.load import end_tokens, load_config, load_model
@@ -107,7 +107,7 @@ class Ours:
     def padding(self, scored: Sequence[Scored]) -> float:
         """Share of the tokens of a forward that are padding."""
         budget = self.recipe.algorithm.tokens_per_microbatch
-        masks = [m.attention_mask for m in microbatches(self.batch(scored), budget)]
+        masks = [m.attention_mask for m in self.policy.microbatches(self.batch(scored), budget)]
         return 1 - sum(int(m.sum()) for m in masks) / max(1, sum(m.numel() for m in masks))
 
     def gradient(self, scored: Sequence[Scored]) -> torch.Tensor:

@@ -61,7 +61,7 @@ def prepare(shape: Shape, folder: Path, dtype: str) -> Work:
     if shape.share is not None:
         template = TEMPLATES[recipe.template]
         prompts = [encode_prompt(tokenizer, template.prompt(p.question)) for p in problems]
-        _set_mean_length(model, prompts[:8], shape.cap, shape.share * shape.cap)
+        _set_mean_length(model, prompts, shape.cap, shape.share * shape.cap)
     save_checkpoint_folder(model.to(getattr(torch, dtype)), tokenizer, folder)
     return Work(str(folder), recipe, tuple(problems), tokenizer.pad_token_id or 0)
 
@@ -129,7 +129,7 @@ def _set_mean_length(model: Any, prompts: list[tuple[int, ...]], cap: int, mean:
     """Move the head's row of the end of a sequence until samples are `mean` tokens long."""
     rows = max(map(len, prompts))
     ids = torch.tensor([[0] * (rows - len(p)) + list(p) for p in prompts])
-    ids = ids.repeat_interleave(8, 0)
+    ids = ids.repeat_interleave(max(1, 128 // len(prompts)), 0)
     mask = (ids != 0).long()
 
     def sample() -> torch.Tensor:

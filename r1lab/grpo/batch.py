@@ -44,6 +44,13 @@ class MicroBatch:
     stale            [b] bool, sampled under earlier weights
     experts          [b, t, layers, top_k] int64 or None, -1 at padding and where nothing is given
     denominator      that of the batch it was cut from
+
+    The rest is None but where a row holds several completions of one prompt (`grpo.shared`); then
+    `completion_lens`, `advantages` and `stale` are of completions, which are more than rows.
+
+    position_ids     [b, t] int64
+    mask             [b, 1, t, t] what attention adds: 0, or the lowest number where nothing is seen
+    predictors       [M] int64, which of the b * t hidden states predicts each completion token
     """
 
     token_ids: Tensor
@@ -58,6 +65,9 @@ class MicroBatch:
     stale: Tensor
     experts: Tensor | None
     denominator: float
+    position_ids: Tensor | None = None
+    mask: Tensor | None = None
+    predictors: Tensor | None = None
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
@@ -235,8 +245,12 @@ def _at(values: Tensor | None, positions: Tensor) -> Tensor | None:
     return None if values is None else values[positions]
 
 
-def microbatches(batch: Batch, token_budget: int, *, pad_token_id: int = 0) -> Iterator[MicroBatch]:
+def microbatches(
+    batch: Batch, token_budget: int, *, pad_token_id: int = 0, rows: Tensor | None = None
+) -> Iterator[MicroBatch]:
     """Cut a batch into padded micro-batches of b * t <= token_budget, longest sequences first.
+
+    `rows` [k] int64 leaves all other sequences out.
 
     A sequence longer than the budget gets a micro-batch of its own. The order depends on the batch
     alone. Nothing comes out of an empty batch: a trainer with several processes must still take
@@ -245,13 +259,15 @@ def microbatches(batch: Batch, token_budget: int, *, pad_token_id: int = 0) -> I
     if token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")
     order = torch.argsort(batch.lengths, descending=True, stable=True)
+    if rows is not None:
+        order = order[torch.isin(order, rows)]
     longest = batch.lengths[order].tolist()
     starts = _starts(batch.lengths)
     begin = 0
     while begin < len(order):
-        rows = order[begin : begin + max(1, token_budget // longest[begin])]
-        yield _pad(batch, rows, starts[rows], pad_token_id)
-        begin += len(rows)
+        part = order[begin : begin + max(1, token_budget // longest[begin])]
+        yield _pad(batch, part, starts[part], pad_token_id)
+        begin += len(part)
 
 
 def _pad(batch: Batch, rows: Tensor, starts: Tensor, pad_token_id: int) -> MicroBatch:

@@ -27,13 +27,15 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     max_logits: int = MAX_LOGITS,
+    predictors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each completion token: the one place where positions and labels are shifted.
 
     hidden [b, t, H] last hidden states; head maps [m, H] to logits [m, V]; token_ids [b, t];
     completion_mask [b, t] bool, True at completion tokens (never in the first column). The
     temperature is the sampler's: logits are divided by it, so that the log-probs are those of the
-    distribution sampled from.
+    distribution sampled from. `predictors` [M] says which of the b * t states predicts each
+    completion token; None: the one before it.
 
     Returns (logp [M], entropy [M]) in float32 (float64 for float64 input), natural log, flat in the
     order of `token_ids[completion_mask]`. The entropy, of the whole next-token distribution in
@@ -43,9 +45,11 @@ def token_logprobs(
     `max_logits` logits are held at once: beyond that, chunks of tokens are computed again in the
     backward pass.
     """
-    predicts = completion_mask[:, 1:]
-    states = hidden[:, :-1][predicts]
-    labels = token_ids[:, 1:][predicts]
+    labels = token_ids[completion_mask]
+    if predictors is None:
+        states = hidden[:, :-1][completion_mask[:, 1:]]
+    else:
+        states = hidden.flatten(0, 1)[predictors]
 
     def score(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return _logprob_and_entropy(head(states), labels, temperature)

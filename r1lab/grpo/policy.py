@@ -22,6 +22,7 @@ from r1lab.grpo.logprobs import token_logprobs
 from r1lab.grpo.loss import LossStats
 from r1lab.grpo.micro_loss import micro_loss, sampler_gap_sums
 from r1lab.grpo.reference import Reference
+from r1lab.grpo.shared import can_share, shared_microbatches
 from r1lab.model.balance import ExpertLoad, update_router_bias
 from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.replay import RouterReplay
@@ -93,6 +94,7 @@ class Policy:
         self.version, self.num_updates, self.skipped_in_a_row = 0, 0, 0
         base = base_model(model)
         self._decoder, self._head = base.get_decoder(), base.get_output_embeddings()
+        self._can_share = can_share(base.config)
         self.optimizer = MasterAdamW(
             list(model.parameters()),
             learning_rate=optimizer.learning_rate,
@@ -112,13 +114,27 @@ class Policy:
 
     def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy [M] of each completion token of a micro-batch, flat."""
-        # Padding stands on the right and attention is causal: no mask is needed.
+        # Padding stands on the right and attention is causal: no mask is needed, but for the rows
+        # that hold several completions of a prompt.
         with self._replay.replayed(micro.experts):
-            hidden = self._decoder(input_ids=micro.token_ids, use_cache=False).last_hidden_state
+            hidden = self._decoder(
+                input_ids=micro.token_ids, attention_mask=micro.mask,
+                position_ids=micro.position_ids, use_cache=False,
+            ).last_hidden_state  # fmt: skip
         return token_logprobs(
             hidden, self._head, micro.token_ids, micro.completion_mask,
-            temperature=self.temperature,
+            temperature=self.temperature, predictors=micro.predictors,
         )  # fmt: skip
+
+    def microbatches(
+        self, batch: Batch, token_budget: int, *, share_prompts: bool = True
+    ) -> Iterator[MicroBatch]:
+        """The forward passes of a batch, completions of one prompt together where that pays."""
+        if not (share_prompts and self._can_share):
+            return microbatches(batch, token_budget, pad_token_id=self.pad_token_id)
+        return shared_microbatches(
+            batch, token_budget, pad_token_id=self.pad_token_id, dtype=self.model.dtype
+        )
 
     def gather_gradient(self, batch: Batch, algorithm: AlgorithmSettings) -> GradientStats:
         """Forward and backward over a batch; the gradient then is the sum over all processes."""
@@ -126,8 +142,9 @@ class Policy:
         device = self.accelerator.device
         stats, gap = LossStats.zeros(device), torch.zeros(3, dtype=torch.float64, device=device)
         with self._counted_load(algorithm.router_bias_speed > 0) as load:
-            for micro in microbatches(
-                batch, algorithm.tokens_per_microbatch, pad_token_id=self.pad_token_id
+            # Where load is counted, a prompt counts once for each of its completions.
+            for micro in self.microbatches(
+                batch, algorithm.tokens_per_microbatch, share_prompts=load is None
             ):
                 micro = micro.to(device)
                 if load is not None:
@@ -187,7 +204,9 @@ class Policy:
         """
         flat = torch.zeros(batch.token_ids.numel())
         experts: Tensor | None = None
-        for micro in microbatches(batch, tokens_per_microbatch, pad_token_id=self.pad_token_id):
+        for micro in self.microbatches(
+            batch, tokens_per_microbatch, share_prompts=not record_experts
+        ):
             with self._replay.recorded() as chosen:
                 logp, _ = self.logprobs(micro.to(self.accelerator.device))
             flat[micro.positions] = logp.float().cpu()
@@ -209,7 +228,7 @@ class Policy:
         ones = [[1.0] * len(r.completions) for r in rollouts]
         batch = pack(unscored, ones, loss="token_mean", max_tokens=1)
         gap = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        for micro in microbatches(batch, _TOKENS_WITHOUT_GRADIENT, pad_token_id=self.pad_token_id):
+        for micro in self.microbatches(batch, _TOKENS_WITHOUT_GRADIENT):
             micro = micro.to(self.accelerator.device)
             assert micro.logp_sampler is not None
             gap += k3_sum(micro.logp_sampler, self.logprobs(micro)[0])
