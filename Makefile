@@ -2,6 +2,8 @@
 DEVICE ?= cpu
 VENV ?= .venv
 ARGS ?=
+# Processes that tests are shared among, file by file; each takes a core and up to 4 GiB.
+JOBS ?= 2
 export DEVICE VENV
 
 BIN := $(VENV)/bin
@@ -28,7 +30,7 @@ quickstart: setup  ## train the small base that ships, about 8 minutes on two co
 		$(wildcard runs/quickstart/metrics.jsonl),--resume) $(ARGS)
 
 test: setup browser  ## the tests, but for the long ones
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-long: setup  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m long $(ARGS)
