@@ -114,7 +114,7 @@ def _check_base(
     values = check_folder(folder, path)
     limit = context_limit(values, recipe.sampling.max_model_len)
     if limit is not None:
-        check_max_tokens(recipe.sampling.max_tokens, limit)
+        check_max_tokens(recipe.sampling.most_tokens, limit)
     tokenizer = quick_tokenizer(folder, path)
     if tokenizer is None:
         return []
@@ -123,7 +123,7 @@ def _check_base(
     for some in (held_out, problems):
         if limit is not None:
             prompts = encode_all(some, template, tokenizer.encode)
-            check_fit(some, prompts, max_tokens=recipe.sampling.max_tokens, limit=limit)
+            check_fit(some, prompts, max_tokens=recipe.sampling.most_tokens, limit=limit)
     return _warnings(path, tokenizer, [*held_out, *problems[-_GENERATED:]])
 
 

@@ -322,11 +322,13 @@ def _print_plan(recipe: TrainRecipe) -> None:
     prompt = TEMPLATES[recipe.template].prompt(problem.question)
     print(f"\nfirst prompt (source {problem.source}, answer {problem.answer!r}):\n{prompt}")
     sampling, held_out = recipe.sampling, recipe.evaluation
-    completions = recipe.steps * sampling.questions_per_step * sampling.group_size
+    of_a_step = sampling.questions_per_step * sampling.group_size
+    completions = recipe.steps * of_a_step
+    most = of_a_step * sum(map(sampling.max_tokens_after, range(recipe.steps)))
     print(
         f"\nwould train {recipe.model.path} for {recipe.steps} steps of "
         f"{sampling.questions_per_step} questions x {sampling.group_size} completions\n"
-        f"  at most {completions * sampling.max_tokens:,} sampled tokens in "
+        f"  at most {most:,} sampled tokens in "
         f"{completions:,} completions\n"
         f"  scored before and after on {held_out.num_problems} held-out problems x "
         f"{held_out.num_samples} samples"

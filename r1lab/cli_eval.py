@@ -59,7 +59,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
         help="a result to compare with (repeated: runs of other seeds)",
     )  # fmt: skip
     add("--engine", choices=["vllm", "transformers"], help="that samples (vllm)")
-    add("--dtype", choices=["bfloat16", "float32"], help="of the weights (bfloat16)")
+    add("--dtype", choices=["bfloat16", "float32"], help="of the weights (as this machine is fast)")
     add("--gguf-file", metavar="FILE", help="in MODEL, when it holds a GGUF")
     add("--kv-cache-gib", type=positive, help="vLLM's cache on the CPU (1)")
     add("--served-model", metavar="NAME", help="of a server that serves several")

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from r1lab.recipe_algorithm import AlgorithmSettings as AlgorithmSettings
 from r1lab.recipe_section import (
+    Dtype,
     Fraction,
     Name,
     NonNegative,
@@ -43,8 +44,11 @@ class ModelSettings(Section):
 
     path: Name = Field("nano", description="shipped base by name, a folder, or a hub name")
     gguf_file: Name | None = Field(None, description="file inside `path` when it holds a GGUF")
-    dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="working weights; the optimiser's copy is always float32"
+    dtype: Dtype = Field(
+        "auto",
+        validate_default=True,
+        description="working weights; auto: bfloat16 where this machine multiplies fast in it, "
+        "else float32. The optimiser's copy is always float32",
     )
     lora: LoraSettings | None = Field(None, description="adapters; null trains full weights")
 
@@ -97,6 +101,13 @@ class RewardSettings(Section):
     )
 
 
+class CapRaise(Section):
+    """A longer limit late in a run, as R1-Zero's after step 8,200 of 10,400 (arXiv 2501.12948)."""
+
+    after_step: Positive = Field(description="steps under sampling.max_tokens before it")
+    max_tokens: Positive = Field(description="new tokens of a response, at most, from then on")
+
+
 class SamplingRecipe(Section):
     """How rollouts are drawn."""
 
@@ -108,6 +119,9 @@ class SamplingRecipe(Section):
     temperature: float = Field(1.0, ge=0.01, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: Positive = Field(128, description="new tokens of a response, at most")
+    cap_raise: CapRaise | None = Field(
+        None, description="a higher max_tokens late in the run, in training and evaluation"
+    )
     max_model_len: Positive | None = Field(
         None, description="prompt and response together, at most; null: what the model allows"
     )
@@ -115,6 +129,25 @@ class SamplingRecipe(Section):
         1.0, gt=0, le=10_000, description="vLLM's cache on the CPU, per process"
     )
     gpu_memory_utilization: float = Field(0.45, gt=0, lt=1, description="vLLM's share of a GPU")
+
+    @model_validator(mode="after")
+    def _is_a_raise(self) -> SamplingRecipe:
+        if self.cap_raise is not None and self.cap_raise.max_tokens <= self.max_tokens:
+            raise ValueError(
+                f"cap_raise.max_tokens: {self.cap_raise.max_tokens} must be above max_tokens "
+                f"({self.max_tokens})"
+            )
+        return self
+
+    def max_tokens_after(self, steps: int) -> int:
+        """The limit of a response once so many steps have been taken."""
+        raised = self.cap_raise is not None and steps >= self.cap_raise.after_step
+        return self.most_tokens if raised else self.max_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """The highest limit of a response over the whole run."""
+        return self.max_tokens if self.cap_raise is None else self.cap_raise.max_tokens
 
 
 class OptimizerSettings(Section):
@@ -213,11 +246,17 @@ class TrainRecipe(Section):
                 "rewards: every weight is 0, so that every response scores the same and nothing "
                 "is learnt; give one of them a weight"
             )
-        limit = self.sampling.max_model_len
-        if limit is not None and limit <= self.sampling.max_tokens:
+        limit, longest = self.sampling.max_model_len, self.sampling.most_tokens
+        if limit is not None and limit <= longest:
             raise ValueError(
                 f"sampling.max_model_len: {limit} leaves no room for a prompt beside "
-                f"sampling.max_tokens ({self.sampling.max_tokens}); raise it or lower max_tokens"
+                f"sampling.max_tokens ({longest}); raise it or lower max_tokens"
+            )
+        cap_raise = self.sampling.cap_raise
+        if cap_raise is not None and cap_raise.after_step >= self.steps:
+            raise ValueError(
+                f"sampling.cap_raise.after_step: {cap_raise.after_step} is never reached in "
+                f"{self.steps} steps"
             )
         if self.sampling.questions_per_step < self.algorithm.num_minibatches:
             raise ValueError(
@@ -270,7 +309,7 @@ class PretrainRecipe(Section):
     router_bias_speed: float = Field(
         1e-3, ge=0, le=1, description="arXiv 2412.19437: 0.001, then 0"
     )
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Dtype = Field("auto", validate_default=True)
     checkpoint_every: Positive = Field(500, description="steps between saved states")
     card_problems: NonNegative = Field(
         200, description="held-out problems of each kind scored for the model card; 0: none"

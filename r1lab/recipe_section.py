@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from r1lab.precision import fast_precision
+
 # Counts end where numbers stop being possible: a slip of the keyboard is refused here, and not by
 # a library that counts in 32 bits.
 _MOST = 10**9
@@ -27,6 +29,13 @@ def _nameable(text: str) -> str:
 Name = Annotated[str, AfterValidator(_nameable)]
 # What a run is called: also the name of its folder, so neither `.` nor `..` nor a hidden one.
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)]
+
+
+# What weights are computed in; `auto` is settled when a recipe is read, and never leaves it.
+Dtype = Annotated[
+    Literal["auto", "bfloat16", "float32"],
+    AfterValidator(lambda name: fast_precision() if name == "auto" else name),
+]
 
 
 class Section(BaseModel):

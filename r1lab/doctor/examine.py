@@ -16,7 +16,7 @@ from r1lab.rollout.vllm_facts import MLA_KERNEL_SHAPE
 _MEMORY_GIB, _DISK_GIB = 4.0, 1.0
 # Below, bfloat16 costs time on this CPU and float32 is the better choice.
 _BFLOAT16_PAYS = 0.8
-_FLOAT32 = "pass --model.dtype float32"
+_FLOAT32 = "pass --model.dtype float32, which `auto` takes where the CPU has no such instructions"
 
 
 def examine(run_folder: Path = Path("runs")) -> Report:

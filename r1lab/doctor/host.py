@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from r1lab.doctor.records import Facts
+from r1lab.precision import cpu_flags
 
 GIB = 2**30
 
@@ -35,7 +36,7 @@ def host_facts(root: Path = Path("/")) -> Facts:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu.get("model name", platform.processor() or "unknown"),
-        "features": [name for name in _FEATURES if name in _flags(cpu)],
+        "features": [name for name in _FEATURES if name in cpu_flags(root)],
         "cores": os.cpu_count(),
         "cores_usable": usable,
         "cores_quota": quota,
@@ -65,10 +66,6 @@ def _cpu_info(path: Path) -> dict[str, str]:
     first = path.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _flags(cpu: dict[str, str]) -> set[str]:
-    return set((cpu.get("flags") or cpu.get("Features") or "").split())  # x86, ARM
 
 
 def _meminfo(path: Path) -> dict[str, int]:

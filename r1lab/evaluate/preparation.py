@@ -178,7 +178,7 @@ class Preparation:
             num_samples=options.k or settings.num_samples,
             temperature=_first(options.temperature, paper.get("temperature"), settings.temperature),
             top_p=_first(options.top_p, paper.get("top_p"), settings.top_p),
-            max_tokens=options.max_tokens or recipe.sampling.max_tokens,
+            max_tokens=options.max_tokens or recipe.sampling.most_tokens,
             seed=settings.seed,
         )
         described = {"sources": [source.model_dump() for source in recipe.problems.sources]}

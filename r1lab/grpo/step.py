@@ -60,7 +60,8 @@ def rl_step(
         )
         batch = pack(  # tokens, masks, one global denominator
             collected.groups, advantages, loss=algorithm.loss, version=policy.version,
-            max_tokens=recipe.sampling.max_tokens, overlong_filter=algorithm.overlong_filter,
+            max_tokens=recipe.sampling.max_tokens_after(policy.version),
+            overlong_filter=algorithm.overlong_filter,
             drop_zero_advantage=not needs_all(algorithm),
             sum_over_processes=policy.sum_over_processes,
         )  # fmt: skip

@@ -241,7 +241,8 @@ class Run:
     def _evaluate(self, *, greedy: bool) -> None:
         """Each process asks its share of the held-out problems; the main one judges them all."""
         share = self.held_out[self.rank :: self.accelerator.num_processes]
-        settings, max_tokens = self.recipe.evaluation, self.recipe.sampling.max_tokens
+        settings = self.recipe.evaluation
+        max_tokens = self.recipe.sampling.max_tokens_after(self.step)
         asked = ask(
             self.source.sampler, share, self.verifiers, encode=self.source.encode,
             template=self.template, settings=settings, max_tokens=max_tokens, greedy=greedy,

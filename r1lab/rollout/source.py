@@ -186,7 +186,7 @@ class RolloutSource:
             num_samples=self._settings.group_size,
             temperature=self._settings.temperature,
             top_p=self._settings.top_p,
-            max_tokens=self._settings.max_tokens,
+            max_tokens=self._settings.max_tokens_after(self.sampler.version),
             logprobs=True,
             routed_experts=self._routed_experts,
             seed=seed,
@@ -194,7 +194,7 @@ class RolloutSource:
         return self.sampler.generate(prompts, settings, template=self._template)
 
     def _check_fit(self, problems: Sequence[Problem], prompts: Sequence[tuple[int, ...]]) -> None:
-        max_tokens, limit = self._settings.max_tokens, self.sampler.max_model_len
+        max_tokens, limit = self._settings.most_tokens, self.sampler.max_model_len
         check_fit(problems, prompts, max_tokens=max_tokens, limit=limit)
 
 

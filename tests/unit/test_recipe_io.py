@@ -265,6 +265,8 @@ def test_overriding_leaves_defaults_of_the_schema_alone(write):
         (("--model", "nano"), ["model", "'nano'", "section"]),
         (("--model.lora.alfa", "1"), ["model.lora.alfa", "'alpha'?"]),
         (("--sampling.max_model_len", "100"), ["sampling.max_model_len", "100", "128"]),
+        (("--sampling.cap_raise", "{after_step: 2, max_tokens: 128}"), ["max_tokens", "above"]),
+        (("--sampling.cap_raise", "{after_step: 900, max_tokens: 256}"), ["900", "never reached"]),
         (("--steps", "-1", "--seed", "x"), ["and 1 more"]),
     ],
 )  # fmt: skip

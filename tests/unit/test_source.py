@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from r1lab.prompts import TEMPLATES, Template
-from r1lab.recipe import SamplingRecipe
+from r1lab.recipe import CapRaise, SamplingRecipe
 from r1lab.rollout.build import build_sampler, check_engine
 from r1lab.rollout.source import RolloutSource, encode_prompt
 from r1lab.types import Completion, Problem, RecipeError, RunStopped, SamplingSettings
@@ -50,8 +50,15 @@ class Policy:
         yield "w", torch.ones(1)
 
 
-def source(sampler: CountingSampler | None = None, questions: int = 6, **options) -> RolloutSource:
-    settings = SamplingRecipe(questions_per_step=questions, group_size=2, max_tokens=32)
+def source(
+    sampler: CountingSampler | None = None,
+    questions: int = 6,
+    cap_raise: CapRaise | None = None,
+    **options,
+) -> RolloutSource:
+    settings = SamplingRecipe(
+        questions_per_step=questions, group_size=2, max_tokens=32, cap_raise=cap_raise
+    )
     return RolloutSource(
         Problems(),
         sampler or CountingSampler(),
@@ -83,6 +90,21 @@ def test_steps_follow_each_other_and_groups_are_whole():
         tiny.tokenizer(), "User: w0 Assistant: <think>"
     )
     assert len(seeds(first)) == 1 and seeds(first) != seeds(second)
+
+
+def test_the_cap_is_raised_with_the_weights_that_follow_on_its_step():
+    asked_for = []
+
+    class Listening(CountingSampler):
+        def generate(self, prompts, settings, *, template):
+            asked_for.append(settings.max_tokens)
+            return super().generate(prompts, settings, template=template)
+
+    stream = source(Listening(), cap_raise=CapRaise(after_step=3, max_tokens=60))
+    for version in (0, 2, 3, 4):
+        stream.sampler.version = version
+        stream.next(version)
+    assert asked_for == [32, 32, 60, 60]
 
 
 def test_processes_share_the_questions_of_a_step():
