@@ -37,6 +37,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4, "q_lora_rank": None, "kv_lora_rank": 64,
         "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 48,
     },
+    # 0.3M: for experiments that pre-train several bases on one simple task.
+    "pico": {
+        "hidden_size": 96, "num_hidden_layers": 3, "first_k_dense_replace": 1,
+        "intermediate_size": 192, "moe_intermediate_size": 64, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0,
+        "num_attention_heads": 2, "q_lora_rank": None, "kv_lora_rank": 32,
+        "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 48,
+    },
     # 12M: the same shape, wider and deeper.
     "micro": {
         "hidden_size": 384, "num_hidden_layers": 6, "first_k_dense_replace": 1,
