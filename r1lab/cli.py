@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1lab import __version__, cli_eval, cli_report, cli_rewards
+from r1lab import __version__, cli_eval, cli_report, cli_reproduce, cli_rewards
 from r1lab.cli_doctor import add_doctor_options, doctor
 from r1lab.cli_preflight import preflight
 from r1lab.cli_types import Parser, whole
@@ -118,6 +118,11 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "report", cli_report.report, "write a page of one run or several"
     )
     cli_report.add_report_options(report)
+
+    reproduce = _add_command(
+        commands, "reproduce", cli_reproduce.reproduce, "reproduce the papers' curves"
+    )
+    cli_reproduce.add_reproduce_options(reproduce)
 
     watch = _add_command(commands, "watch", cli_report.watch, "follow a run while it goes")
     cli_report.add_watch_options(watch)

@@ -24,7 +24,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
 )  # fmt: skip
 SMOOTHING = 5
 
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -57,7 +57,7 @@ def draw_curves(run: RunFolder | str | Path, output: str | Path | None = None) -
         raise R1labError(f"{folder.path} has neither metrics nor evaluations yet")
     path = folder.curves_path if output is None else Path(output)
     # Figure, not pyplot: no window system, and nothing global is changed.
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 6.2), layout="constrained")
         axes = list(figure.subplots(2, 3, sharex=True).flat)
         for axis, panel in zip(axes, PANELS, strict=True):

@@ -103,8 +103,8 @@ class Campaign:
         load_recipe(path, schema=PretrainRecipe)
         folder = self.out / "bases" / name
         command = ["pretrain", str(path), "--output", str(folder)]
-        self._add(f"base {name}", command, folder / "base" / "config.json")
-        return folder / "base"
+        self._add(f"base {name}", command, folder / "model" / "config.json")
+        return folder / "model"
 
     def _add_suites(self, experiment: Experiment, arm: str, seed: int) -> None:
         folder = run_folder_of(self.out, arm, seed)

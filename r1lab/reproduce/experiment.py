@@ -64,7 +64,7 @@ class Panel(Section):
     title: str
     of: tuple[Name, ...] = Field(min_length=1, description="as in a criterion")
     arms: tuple[Name, ...] = ()
-    paper: Name | None = Field(None, description="a curve of data/paper, on an axis of its own")
+    paper: tuple[Name, ...] = Field((), description="curves of data/paper, on axes of their own")
     suite: Name | None = Field(None, description="pass@k over k on this suite, not over steps")
 
 
