@@ -115,5 +115,6 @@ def print_outcome(outcome: Outcome) -> None:
     print(f"\n{outcome.name}: {outcome.verdict} ({seeds})\n  {outcome.claim} ({outcome.source})")
     for finding in outcome.findings:
         interval = "" if finding.low is None else f" [{finding.low:.3f}, {finding.high:.3f}]"
-        met = {"yes": "met", "in the mean": "met in the mean", "no": "not met"}[finding.met]
-        print(f"  {met:15} {finding.says}: {finding.mean:.3f}{interval}, wanted {finding.threshold}")
+        met = {"yes": "met", "in the mean": "met in the mean", "no": "not met", "reported": ""}
+        wanted = f", wanted {finding.threshold}" if finding.threshold else ""
+        print(f"  {met[finding.met]:15} {finding.says}: {finding.mean:.3f}{interval}{wanted}")

@@ -94,7 +94,9 @@ class Campaign:
             base = self._add_base(settings.base)
             command += ["--model.path", str(base)]
             needs = (base / "config.json",)
-        self._add(f"{arm}, seed {seed}", [*command, *self.overrides], folder / "summary.json", needs)
+        self._add(
+            f"{arm}, seed {seed}", [*command, *self.overrides], folder / "summary.json", needs
+        )
 
     def _add_base(self, name: str) -> Path:
         from r1lab.recipe import PretrainRecipe

@@ -19,7 +19,7 @@ from r1lab.registry import shipped_folder
 from r1lab.types import RecipeError
 
 FigureName = Literal[
-    "at", "best", "change", "growth", "kept", "lead", "gap", "mean", "suite", "reach_ratio"
+    "apart", "at", "best", "change", "early", "gap", "growth", "kept", "lead", "mean", "suite"
 ]
 
 
@@ -34,6 +34,8 @@ class Arm(Section):
 
 class Criterion(Section):
     """A threshold on one figure of an arm, or on its difference to the same figure of another.
+
+    Without a threshold the figure is reported, and decides nothing.
 
     `figure` names a function of `r1lab.reproduce.measure.FIGURES`, `of` what it is taken of.
     """
@@ -51,9 +53,9 @@ class Criterion(Section):
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Criterion:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError(f"{self.says!r}: give either at_least or at_most")
-        if (self.figure in ("gap", "lead", "reach_ratio")) != (self.beside is not None):
+        if self.at_least is not None and self.at_most is not None:
+            raise ValueError(f"{self.says!r}: give at_least or at_most, or neither to report it")
+        if (self.figure in ("apart", "gap", "lead")) != (self.beside is not None):
             raise ValueError(f"{self.says!r}: {self.figure} and `beside` do not go together")
         return self
 

@@ -21,13 +21,16 @@ from r1lab.types import R1labError
 REACHED = 0.9  # of a curve's way from its first value to its last
 WINDOW = 5  # steps over which a figure of single steps is taken
 
-Met = Literal["yes", "in the mean", "no"]
+Met = Literal["yes", "in the mean", "no", "reported"]
 Verdict = Literal["reproduced", "reproduced in the mean", "not reproduced"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came of one criterion: a value a seed, their mean, its interval (None for one seed)."""
+    """What came of one criterion: a value a seed, their mean, its interval (None for one seed).
+
+    `threshold` in words; empty for a figure that is only reported.
+    """
 
     says: str
     threshold: str
@@ -67,28 +70,35 @@ def outcome_of(experiment: Experiment, records: Records) -> Outcome:
     elif "in the mean" in met:
         verdict = "reproduced in the mean"
     seeds = tuple(record.seed for record in records[next(iter(experiment.arms))])
-    return Outcome(
-        experiment.name, experiment.claim, experiment.source, verdict, seeds, findings
-    )
+    return Outcome(experiment.name, experiment.claim, experiment.source, verdict, seeds, findings)
 
 
 def _finding(criterion: Criterion, records: Records) -> Finding:
     values = [FIGURES[criterion.figure](record, criterion) for record in records[criterion.arm]]
     if criterion.less is not None:
-        others = [FIGURES[criterion.figure](record, criterion) for record in records[criterion.less]]
+        others = [
+            FIGURES[criterion.figure](record, criterion) for record in records[criterion.less]
+        ]
         values = [value - other for value, other in zip(values, others, strict=True)]
     mean, low, high = over_seeds(values)
-    at_least = criterion.at_least is not None
-    bound = criterion.at_least if criterion.at_least is not None else criterion.at_most
-    assert bound is not None
-
-    def holds(value: float) -> bool:
-        return value >= bound if at_least else value <= bound
-
-    worst = mean if low is None or high is None else (low if at_least else high)
-    met: Met = "yes" if holds(worst) else "in the mean" if holds(mean) else "no"
-    threshold = f"{'at least' if at_least else 'at most'} {bound:g}"
+    threshold, met = "", "reported"
+    if criterion.at_least is not None:
+        worst = mean if low is None else low
+        threshold, met = (
+            f"at least {criterion.at_least:g}",
+            _met(worst >= criterion.at_least, mean >= criterion.at_least),
+        )
+    elif criterion.at_most is not None:
+        worst = mean if high is None else high
+        threshold, met = (
+            f"at most {criterion.at_most:g}",
+            _met(worst <= criterion.at_most, mean <= criterion.at_most),
+        )
     return Finding(criterion.says, threshold, tuple(values), mean, low, high, met)
+
+
+def _met(whole: bool, in_the_mean: bool) -> Met:
+    return "yes" if whole else "in the mean" if in_the_mean else "no"
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -129,6 +139,17 @@ def change(record: Record, criterion: Criterion) -> float:
     return _at(record, criterion.of, criterion.at) - _at(record, criterion.of, 0.0)
 
 
+def apart(record: Record, criterion: Criterion) -> float:
+    """`of` less `beside` at the share `at` of the run."""
+    return _at(record, criterion.of, criterion.at) - _at(record, _other(criterion), criterion.at)
+
+
+def early(record: Record, criterion: Criterion) -> float:
+    """The mean of the steps after the first, WINDOW of them, over the first: below 1, a dip."""
+    values = [value for _, value in _curve(record, criterion.of)]
+    return fmean(values[1 : 1 + WINDOW]) / max(values[0], 1e-9)
+
+
 def growth(record: Record, criterion: Criterion) -> float:
     """The figure at `at`, over that at the start."""
     return _at(record, criterion.of, criterion.at) / max(_at(record, criterion.of, 0.0), 1e-9)
@@ -158,11 +179,6 @@ def lead(record: Record, criterion: Criterion) -> float:
     """How much sooner `of` has come REACHED of its way than `beside`, as a share of the run."""
     first, second = _reached(record, criterion.of), _reached(record, _other(criterion))
     return (second - first) / record.steps
-
-
-def reach_ratio(record: Record, criterion: Criterion) -> float:
-    """The step at which `of` has come REACHED of its way, over that of `beside`."""
-    return _reached(record, criterion.of) / max(_reached(record, _other(criterion)), 1e-9)
 
 
 def mean(record: Record, criterion: Criterion) -> float:
@@ -202,14 +218,15 @@ def _other(criterion: Criterion) -> str:
 
 
 FIGURES: dict[str, Callable[[Record, Criterion], float]] = {
+    "apart": apart,
     "at": at,
     "best": best,
     "change": change,
+    "early": early,
     "gap": gap,
     "growth": growth,
     "kept": kept,
     "lead": lead,
     "mean": mean,
-    "reach_ratio": reach_ratio,
     "suite": suite,
 }
