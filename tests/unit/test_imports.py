@@ -117,6 +117,7 @@ LIGHT = (
     "r1lab.recipe_section",
     "r1lab.recipe_watch",
     "r1lab.registry",
+    "r1lab.report.paper",
     "r1lab.rollout.limits",
     "r1lab.run_folder",
     "r1lab.scaffold",
