@@ -1,7 +1,7 @@
 """Another source's questions with one another's answers, as a control: nothing true can be learnt.
 
-Questions i and i + 1 of the training split exchange their gold answers. The test split is left as it
-is, so that held-out accuracy is measured against the truth.
+Neighbours in the training split exchange their gold answers. The test split is left as it is, so
+that held-out accuracy is measured against the truth.
 """
 
 from __future__ import annotations

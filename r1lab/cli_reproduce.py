@@ -40,8 +40,8 @@ def add_reproduce_options(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="say what would be run and what is there, and stop"
     )
     parser.epilog = (
-        "An interrupted campaign goes on where it stopped when it is called again. Runs that several\n"
-        "experiments share are run once. docs/reproduction.md has the results that are committed."
+        "An interrupted campaign goes on where it stopped when it is called again. Runs that\n"
+        "several experiments share are run once. docs/reproduction.md has the committed results."
     )
 
 

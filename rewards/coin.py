@@ -1,7 +1,7 @@
 """A reward that knows nothing: a coin, as a control (arXiv 2506.10947 trains on such rewards).
 
-Whatever improves under it was not taught by the reward. The coin falls by a hash of the question and
-the sampled tokens, so that the same response always scores the same and a run can be repeated.
+Whatever improves under it was not taught by the reward. The coin falls by a hash of the question
+and the sampled tokens, so that a response always scores the same and a run can be repeated.
 """
 
 from __future__ import annotations

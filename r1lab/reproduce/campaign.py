@@ -120,7 +120,7 @@ class Campaign:
                 ("base", recipe, self.out / "suites-of-base", ()),
             ):
                 done = place / f"{suite.name}.json"
-                command = ["eval", str(model), *options, "--out", str(place)]
+                command = ["eval", str(model), *options, "--out", str(place), "--json", str(done)]
                 self._add(f"{label} on {suite.name}", command, done, needs)
 
     def _add(

@@ -1,8 +1,8 @@
 """One picture an experiment: its curves over the share of the run, beside the paper's.
 
-Every arm is the mean over its seeds with its 95% interval (Student's t), the seeds faint behind it.
-A paper's curve stands on axes of its own, with the share of its run as the same x: another model, on
-other problems, at another scale, so that only the shapes can be compared.
+Every arm is the mean over its seeds with its 95% interval (Student's t), the seeds faint behind.
+A paper's curve stands on axes of its own, with the share of its run as the same x: another model,
+on other problems, at another scale, so that only the shapes can be compared.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1lab.report.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE, running_mean
+from r1lab.report.paper import paper_curves
 from r1lab.reproduce.experiment import Experiment, Panel
 from r1lab.reproduce.measure import Records, over_seeds
 from r1lab.reproduce.record import Record
-from r1lab.report.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE, running_mean
-from r1lab.report.paper import paper_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,8 +1,8 @@
 """Figures of an experiment's runs, and what they say of its thresholds.
 
 A figure is one number a run; over the seeds stand their mean and its 95% interval (Student's t,
-seeds being few). A threshold is met where the whole interval lies on its side, met in the mean where
-the mean alone does. Nobody reads these off a plot: the verdict is computed.
+seeds being few). A threshold is met where the whole interval lies on its side, met in the mean
+where the mean alone does. Nobody reads these off a plot: the verdict is computed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -81,7 +82,8 @@ def _finding(criterion: Criterion, records: Records) -> Finding:
         ]
         values = [value - other for value, other in zip(values, others, strict=True)]
     mean, low, high = over_seeds(values)
-    threshold, met = "", "reported"
+    threshold = ""
+    met: Met = "reported"
     if criterion.at_least is not None:
         worst = mean if low is None else low
         threshold, met = (
@@ -206,7 +208,7 @@ def _reached(record: Record, name: str) -> float:
     curve = _curve(record, name)
     first, last = curve[0][1], curve[-1][1]
     level = first + REACHED * (last - first)
-    for (before, low), (after, high) in zip(curve, curve[1:], strict=False):
+    for (before, low), (after, high) in pairwise(curve):
         if high >= level if last >= first else high <= level:
             return before + (after - before) * ((level - low) / (high - low) if high != low else 1)
     return curve[-1][0]

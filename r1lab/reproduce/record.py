@@ -1,7 +1,7 @@
 """What a run leaves for the figures of an experiment, small enough to keep in a repository.
 
-A record is read off a run folder and nothing else. `run_record` and `Record.from_dict` give the same
-record, so that every figure and verdict can be computed again from the committed ones.
+A record is read off a run folder and nothing else. `run_record` and `Record.from_dict` give the
+same record, so that every figure and verdict can be computed again from the committed ones.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Record:
         return [(step, value) for step, value in where.get(name.removeprefix("train."), ())]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: numbers to four significant digits, which is beyond their noise."""
+        """Plain values, for JSON: numbers to four significant digits."""
         plain: dict[str, Any] = _rounded(asdict(self))
         return plain
 
