@@ -1,10 +1,11 @@
-"""MATH for training (Hendrycks et al. 2021, arXiv 2103.03874): competition problems, answers in LaTeX.
+"""MATH for training (Hendrycks et al. 2021, arXiv 2103.03874): problems of competitions.
 
-The 12,000 problems that are not in MATH-500, which is the test split here (`data/math500.py`).
-Read from `path` (a folder with train.jsonl, a file, or a hub name), from $R1LAB_DATASETS/math, or
-from the hub; MATH-500 likewise from `test_path`. `levels` keeps some of the levels of difficulty, 1
-to 5. Editions of the set differ: a level is `level` or `difficulty` (5, 5.0 or "Level 5"), an answer
-is `answer`, or the last box of `solution`; rows without a level or an answer are left out.
+The problems that are not in MATH-500, which is the test split here (`data/math500.py`): 12,000 on
+the hub. Read from `path` (a folder with train.jsonl, a file, or a hub name), from
+$R1LAB_DATASETS/math, or from the hub; MATH-500 likewise from `test_path`. `levels` keeps some of
+the levels of difficulty, 1 to 5. Editions of the set differ: a level is `level` or `difficulty`
+(5, 5.0 or "Level 5"), an answer is `answer`, or the last box of `solution`; rows without a level or
+an answer are left out.
 """
 
 from __future__ import annotations
