@@ -4,7 +4,7 @@ The interval is that of the mean over seeds, by Student's t with n - 1 degrees o
 1908): where the mean of many such runs would lie, on the same held-out problems. That problems are
 a sample too is not in it (`r1lab eval --compare` has both). With few seeds it is wide, as it has to
 be: for two, t is 12.7. Where the figure is drawn on a logarithmic axis, mean and interval are taken
-of its logarithms. Ends are cut off at those of the chart's axis: no share is above 1.
+of its logarithms. Ends are cut off where the figure itself ends: no share is above 1.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def mean_panels(of_runs: Sequence[Sequence[Panel]]) -> list[Panel]:
         if series:
             note = "; ".join(filter(None, (
                 panel.note.removesuffix(OVER_PROBLEMS).rstrip("; "),
-                f"mean of {len(same)} seeds, 95% intervals over them by Student's t",
+                f"mean of {len(same)} seeds, 95% intervals over them",
             )))  # fmt: skip
             found.append(replace(panel, series=series, note=note))
     return found
@@ -119,13 +119,16 @@ def _on_axis(panel: Panel, values: Sequence[float]) -> Estimate:
     if panel.log:
         log = over_seeds([math.log(value) for value in values])
         return Estimate(math.exp(log.value), math.exp(log.low), math.exp(log.high))
-    found = over_seeds(values)
-    low, high = found.low, found.high
-    if panel.low is not None:
-        low = max(low, min(panel.low, found.value))
-    if panel.high is not None:
-        high = min(high, max(panel.high, found.value))
-    return Estimate(found.value, low, high)
+    return _cut(over_seeds(values), panel.low, panel.high)
+
+
+def _cut(found: Estimate, low: float | None, high: float | None) -> Estimate:
+    """The interval without what lies outside of `low` to `high`; its value stays inside it."""
+    return Estimate(
+        found.value,
+        found.low if low is None else max(found.low, min(low, found.value)),
+        found.high if high is None else min(found.high, max(high, found.value)),
+    )
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
@@ -153,5 +156,7 @@ def _figures(scores: Sequence[Row]) -> dict[str, Estimate | None]:
     found: dict[str, Estimate | None] = {}
     for figure in _FIGURES:
         values = [row[figure]["value"] for row in scores if row.get(figure)]
-        found[figure] = over_seeds(values) if len(values) == len(scores) else None
+        most = None if figure == "length" else 1.0
+        complete = len(values) == len(scores)
+        found[figure] = _cut(over_seeds(values), 0.0, most) if complete else None
     return found
