@@ -2,7 +2,7 @@
 
 The interval is that of the mean over seeds, by Student's t with n - 1 degrees of freedom (Student
 1908): where the mean of many such runs would lie, on the same held-out problems. That problems are
-a sample too is not in it (`r1lab eval --compare` has both). With few seeds it is wide, as it has to
+a sample too is not in it (`r1lab compare` has both). With few seeds it is wide, as it has to
 be: for two, t is 12.7. Where the figure is drawn on a logarithmic axis, mean and interval are taken
 of its logarithms. Ends are cut off where the figure itself ends: no share is above 1.
 """
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from r1lab.evaluate.intervals import LEVEL, Estimate, student_quantile
+from r1lab.evaluate.intervals import Estimate, student_interval
 from r1lab.report.panels import OVER_PROBLEMS, Panel, Series
 from r1lab.run_folder import Row
 
@@ -117,9 +117,9 @@ def _mean_of(panel: Panel, line: Series, same: Sequence[Panel]) -> Series | None
 
 def _on_axis(panel: Panel, values: Sequence[float]) -> Estimate:
     if panel.log:
-        log = over_seeds([math.log(value) for value in values])
+        log = student_interval([math.log(value) for value in values])
         return Estimate(math.exp(log.value), math.exp(log.low), math.exp(log.high))
-    return _cut(over_seeds(values), panel.low, panel.high)
+    return _cut(student_interval(values), panel.low, panel.high)
 
 
 def _cut(found: Estimate, low: float | None, high: float | None) -> Estimate:
@@ -129,15 +129,6 @@ def _cut(found: Estimate, low: float | None, high: float | None) -> Estimate:
         found.low if low is None else max(found.low, min(low, found.value)),
         found.high if high is None else min(found.high, max(high, found.value)),
     )
-
-
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean of a figure, one value a seed, with its 95% interval by Student's t over seeds."""
-    num = len(values)
-    mean = math.fsum(values) / num
-    variance = math.fsum((value - mean) ** 2 for value in values) / (num - 1)
-    reach = student_quantile((1 + LEVEL) / 2, num - 1) * math.sqrt(variance / num)
-    return Estimate(mean, mean - reach, mean + reach)
 
 
 def _held_out(
@@ -158,5 +149,5 @@ def _figures(scores: Sequence[Row]) -> dict[str, Estimate | None]:
         values = [row[figure]["value"] for row in scores if row.get(figure)]
         most = None if figure == "length" else 1.0
         complete = len(values) == len(scores)
-        found[figure] = _cut(over_seeds(values), 0.0, most) if complete else None
+        found[figure] = _cut(student_interval(values), 0.0, most) if complete else None
     return found

@@ -9,21 +9,22 @@ from pathlib import Path
 import pytest
 from runs import make_run
 
+from r1lab.evaluate.intervals import student_interval
 from r1lab.report.facts import facts_of
 from r1lab.report.panels import OVER_PROBLEMS, Panel, Series, panels_of
-from r1lab.report.seeds import mean_panels, over_seeds, same_but_for_the_seed, seed_groups
+from r1lab.report.seeds import mean_panels, same_but_for_the_seed, seed_groups
 from r1lab.run_folder import RunFolder
 
 # Student's t at 97.5%, from its table.
 T_1, T_2 = 12.7062047362, 4.3026527297
 
 
-def test_the_interval_is_students_over_seeds() -> None:
-    three, two = over_seeds([1.0, 2.0, 3.0]), over_seeds([0.0, 1.0])
+def test_the_interval_is_students_student_interval() -> None:
+    three, two = student_interval([1.0, 2.0, 3.0]), student_interval([0.0, 1.0])
     assert three.value == 2 and three.high - 2 == pytest.approx(T_2 / sqrt(3))
     assert 2 - three.low == pytest.approx(T_2 / sqrt(3))
     assert two.high - two.value == pytest.approx(T_1 * sqrt(0.5) / sqrt(2))
-    same = over_seeds([0.25, 0.25, 0.25])
+    same = student_interval([0.25, 0.25, 0.25])
     assert (same.low, same.value, same.high) == (0.25, 0.25, 0.25)
 
 
@@ -31,7 +32,7 @@ def test_the_interval_covers_the_mean_of_all_seeds_as_often_as_it_says() -> None
     """2,000 experiments of four normal seeds: 95%, to three standard errors."""
     draw, hits = random.Random(0), 0
     for _ in range(2000):
-        found = over_seeds([draw.gauss(0.5, 0.1) for _ in range(4)])
+        found = student_interval([draw.gauss(0.5, 0.1) for _ in range(4)])
         hits += found.low <= 0.5 <= found.high
     assert abs(hits / 2000 - 0.95) < 3 * sqrt(0.95 * 0.05 / 2000)
 
@@ -100,6 +101,6 @@ def test_a_group_of_made_runs(tmp_path: Path) -> None:
     ends = [run.evals()[-1]["overall"]["pass_at_1"]["value"] for run in runs]
     assert accuracy.series[0].y[-1] == pytest.approx(sum(ends) / 3)
     last = group.last["pass_at_1"]
-    assert last is not None and last.value == over_seeds(ends).value
-    assert last.low == max(0, over_seeds(ends).low) and last.high <= 1
+    assert last is not None and last.value == student_interval(ends).value
+    assert last.low == max(0, student_interval(ends).low) and last.high <= 1
     assert last.low <= group.as_dict()["last"]["pass_at_1"]["value"] <= last.high
