@@ -127,6 +127,15 @@ TEMPLATES = {
             "<answer> the answer </answer>. User: {question}. Assistant: ",
             THINK_OPEN,
         ),
+        # What Qwen's mathematical models were trained with, which their bases know as well
+        # (github.com/QwenLM/Qwen2.5-Math; arXiv 2503.20783 calls it the Qwen-Math template).
+        Template(
+            "qwen-math",
+            "<|im_start|>system\nPlease reason step by step, and put your final answer within "
+            "\\boxed{}.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
+            "",
+            answer_in="box",
+        ),
         # The question alone, for models that are to find the form by themselves.
         Template("plain", "{question}\n", ""),
     )

@@ -6,9 +6,11 @@ before the hub is asked.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,8 @@ def _from_hub(name: str, split: str, config: str | None) -> Iterator[tuple[int, 
             f"{name!r}: a set from the hub needs datasets: pip install datasets"
         ) from None
     try:
-        rows = load_dataset(name, config, split=split)
+        with _quiet_retries():
+            rows = load_dataset(name, config, split=split)
     # Whatever the hub, the network or the set's own files raise: the user's fix is the same.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -70,3 +73,15 @@ def _from_hub(name: str, split: str, config: str | None) -> Iterator[tuple[int, 
             f"local folder, or set {FOLDER}"
         ) from error
     return enumerate((dict(row) for row in rows), start=1)
+
+
+@contextmanager
+def _quiet_retries() -> Iterator[None]:
+    """The hub's client warns of each of its retries; what comes of them is told in one line."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,6 +1,7 @@
 """The pictures of the report in docs/: `python scripts/report_screenshots.py runs/quickstart`.
 
-Takes them in headless Chromium (scripts/setup_browser.sh) and reduces them to 256 colours.
+Of several runs, which differ by their seed, it takes report_seeds.png alone. It takes them in
+headless Chromium (scripts/setup_browser.sh) and reduces them to 256 colours.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TRANSCRIPTS = "document.querySelector('#transcripts').scrollIntoView()"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="a run folder")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or those of seeds")
     parser.add_argument("--into", default=str(ROOT / "docs"), help="where the pictures go (docs/)")
     options = parser.parse_args()
     if MISSING:
@@ -35,8 +36,12 @@ def main() -> int:
         return 2
     into = Path(options.into)
     with tempfile.TemporaryDirectory() as place:
-        report = write_report([options.run], Path(place) / "report.html")
+        report = write_report(options.runs, Path(place) / "report.html")
         with browser(Path(place) / "profile") as page:
+            if len(options.runs) > 1:
+                page.open(report, width=1360, height=1130)
+                take(page, TOP, into / "report_seeds.png")
+                return 0
             page.open(report, width=1360, height=1130)
             take(page, TOP, into / "report.png")
             page.open(report, width=1360, height=900)

@@ -99,6 +99,15 @@ def expanded_ends(
     return float(low), float(high)
 
 
+def student_interval(values: Sequence[float]) -> Estimate:
+    """The mean of two values or more, one a seed or a run, with its interval by Student's t."""
+    num = len(values)
+    mean = math.fsum(values) / num
+    variance = math.fsum((value - mean) ** 2 for value in values) / (num - 1)
+    reach = student_quantile((1 + LEVEL) / 2, num - 1) * math.sqrt(variance / num)
+    return Estimate(mean, mean - reach, mean + reach)
+
+
 @lru_cache(maxsize=1024)
 def student_quantile(chance: float, freedom: float) -> float:
     """The quantile of Student's t with `freedom` degrees of freedom, exact to 1e-9."""

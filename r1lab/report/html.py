@@ -21,7 +21,8 @@ from typing import Any, TextIO
 
 from r1lab import __version__
 from r1lab.report.facts import facts_of
-from r1lab.report.panels import panels_of
+from r1lab.report.panels import Panel, panels_of
+from r1lab.report.seeds import seed_groups
 from r1lab.report.transcripts import MAX_SAMPLES, Index, pack, pack_samples
 from r1lab.run_folder import RunFolder
 from r1lab.types import R1labError
@@ -86,11 +87,13 @@ def _write(
         .replace("{title}", html.escape(names))
     )
     about = {"version": __version__, "vendored": _asset("uplot/LICENSE")}
+    panels = [_panels(folder, one["accuracy"]) for folder, one in zip(folders, facts, strict=True)]
     runs = [
-        {"facts": one, "panels": _panels(folder, one["accuracy"])}
-        for folder, one in zip(folders, facts, strict=True)
+        {"facts": one, "panels": [asdict(panel) for panel in own]}
+        for one, own in zip(facts, panels, strict=True)
     ]
-    _write_block(file, "main", pack({"about": about, "runs": runs}))
+    groups = [group.as_dict() for group in seed_groups(facts, panels)]
+    _write_block(file, "main", pack({"about": about, "runs": runs, "groups": groups}))
     for number, (folder, one) in enumerate(zip(folders, facts, strict=True)):
         _write_samples(file, number, folder, one["accuracy"], max_samples)
     scripts = "\n".join(f"<script>{script}</script>" for script in _scripts())
@@ -114,9 +117,8 @@ def _write_block(file: TextIO, name: str, packed: str) -> None:
     file.write(f'<script type="application/octet-stream;base64" id="{name}">{packed}</script>\n')
 
 
-def _panels(folder: RunFolder, accuracy: str) -> list[dict[str, Any]]:
-    panels = panels_of(folder.metrics(), folder.timings(), folder.evals(), accuracy=accuracy)
-    return [asdict(panel) for panel in panels]
+def _panels(folder: RunFolder, accuracy: str) -> list[Panel]:
+    return panels_of(folder.metrics(), folder.timings(), folder.evals(), accuracy=accuracy)
 
 
 def labels_of(folders: Sequence[RunFolder], facts: Sequence[dict[str, Any]]) -> list[str]:

@@ -16,6 +16,9 @@ from r1lab.report.figures import is_number
 from r1lab.run_folder import Row
 
 Color = Literal["blue", "orange", "green", "red", "purple", "sky", "grey"]
+# How the notes of panels with intervals end.
+OVER_PROBLEMS = "95% intervals over problems"
+
 _CYCLE: tuple[Color, ...] = ("blue", "orange", "green", "red", "purple", "sky", "grey")
 
 
@@ -130,7 +133,7 @@ def _accuracy(metrics: Sequence[Row], evals: Sequence[Row], accuracy: str) -> Pa
             ("grader_score", "training, by the second grader", "purple"),
         ]),
     ]  # fmt: skip
-    note = "held out with 95% intervals; training, its own problems"
+    note = f"held out, and training on its own problems; {OVER_PROBLEMS}"
     return Panel("accuracy", "Accuracy", series, note, "share", low=0.0, high=1.0)
 
 
@@ -140,7 +143,7 @@ def _held_out_length(evals: Sequence[Row]) -> Panel:
         _held_out(evals, "length_right", "right", "green"),
         _held_out(evals, "length_wrong", "wrong", "red", dash=True),
     ]
-    note = "tokens, right and wrong answers apart, 95% intervals"
+    note = f"tokens, right and wrong answers apart; {OVER_PROBLEMS}"
     return Panel("length", "Response length, held out", series, note, low=0.0)
 
 
@@ -176,7 +179,7 @@ def _pass_at_k(evals: Sequence[Row]) -> Panel:
         value, low, high = ([known[k][end] for k in ks] for end in ("value", "low", "high"))
         label = f"step {row.get('step') or 0}"
         series.append(Series(label, color, ks, value, low, high, held_out=True))
-    note = "one right answer among k at least; unbiased, 95% intervals"
+    note = f"one right answer among k at least; unbiased; {OVER_PROBLEMS}"
     return Panel("pass_at_k", "pass@k, held out", series, note, "share", x="k", low=0.0, high=1.0)
 
 

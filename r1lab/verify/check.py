@@ -71,6 +71,10 @@ class CheckReport:
 
 def respond(template: Template, answer: str | None, thinking: str = "I work it out.") -> Completion:
     """A response that a model could have written; without an answer part where `answer` is None."""
+    if template.answer_in != "tags":
+        said = "" if answer is None else answer
+        boxed = f"\\boxed{{{said}}}" if template.answer_in == "box" and answer is not None else said
+        return as_written(template, f"{thinking} {boxed}")
     text = f" {thinking} {THINK_CLOSE}"
     if answer is not None:
         text += f" <answer> {answer} </answer>"

@@ -33,10 +33,21 @@ def report(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def overlaid(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    runs = [make_run(folder / f"run-{seed}", name=f"seed-{seed}", seed=seed) for seed in (0, 1)]
+    runs = [
+        make_run(folder / f"run-{seed}", name=f"seed-{seed}", seed=seed, steps=6 + seed)
+        for seed in (0, 1)
+    ]
     output = folder / "both.html"
     assert main(["report", *(str(run.path) for run in runs), "--output", str(output)]) == 0
     return output
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory) -> Path:
+    """Three runs that differ by their seed only."""
+    folder = tmp_path_factory.mktemp("seeds")
+    runs = [make_run(folder / f"seed-{seed}", seed=seed) for seed in range(3)]
+    return write_report(runs, folder / "seeds.html")
 
 
 @pytest.fixture
@@ -304,10 +315,52 @@ def test_two_runs_over_each_other(opened: Page, overlaid: Path) -> None:
     assert "seed" in differing and "group_size" not in differing
 
 
+def test_runs_that_differ_by_their_seed_are_drawn_as_their_mean(opened: Page, seeds: Path) -> None:
+    opened.open(seeds)
+    assert opened.console() == []
+    assert opened.text(".runs button") == "made, mean of 3 seeds"
+    assert "Student's t over the seeds" in opened.text(".lead")
+    rows = opened.js(
+        "return [...document.querySelectorAll('#overview tbody tr')].map(r => r.innerText)"
+    )
+    assert len(rows) == 4 and rows[0].startswith("made, mean of 3 seeds")
+    assert rows[0].count("[") == 3 and rows[1].startswith("seed-0")
+    mean = opened.js(
+        "const lines = R1.page.charts.panels[0].series.filter((line) => line.label === 'pass@1');"
+        "return [lines.map((line) => [line.run, line.faint]), lines.map((line) => line.y)]"
+    )
+    assert mean[0] == [[0, True], [1, True], [2, True], [3, False]]
+    seed_ends, mean_end = [y[-1] for y in mean[1][:3]], mean[1][3][-1]
+    assert mean_end == pytest.approx(sum(seed_ends) / 3)
+    assert "mean of 3 seeds, 95% intervals" in opened.text("[data-panel='accuracy'] .note")
+    assert opened.count("[data-panel='accuracy'] .legend li:first-child .now") == 1
+    everything = drawn(opened, "accuracy")
+    opened.js("document.querySelector('.runs button').click()")  # the mean
+    without = drawn(opened, "accuracy")
+    assert without < everything
+    opened.js("document.querySelectorAll('.runs button')[1].click()")  # a seed
+    assert drawn(opened, "accuracy") <= without
+    assert opened.console() == []
+
+
+def test_seeds_beside_another_run(opened: Page, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"seed-{seed}", seed=seed) for seed in range(2)]
+    runs.insert(1, make_run(tmp_path / "longer", name="longer", steps=9))
+    opened.open(write_report(runs, tmp_path / "page.html"))
+    assert opened.console() == []
+    assert opened.js("return R1.tones") == [0, 1, 0, 0]
+    assert opened.js("return R1.page.charts.several") is True
+    numbers = opened.js(
+        "return [...document.querySelectorAll(arguments[0])].map((now) => now.style.color)",
+        "[data-panel='accuracy'] .legend li:first-child .now",
+    )
+    assert len(set(numbers)) == len(numbers) == 2  # one for the longer run, one for the mean
+
+
 # -------------------------------------------------------------------------- any screen
 
 
-@pytest.mark.parametrize("which", ["report", "overlaid"])
+@pytest.mark.parametrize("which", ["report", "overlaid", "seeds"])
 def test_a_phone_scrolls_one_way(which: str, opened: Page, request) -> None:
     opened.open(request.getfixturevalue(which), width=360, height=740)
     assert opened.js("return document.documentElement.scrollWidth") == 360

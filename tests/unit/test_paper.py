@@ -7,7 +7,10 @@ from itertools import pairwise
 
 import pytest
 
+from r1lab.recipe_io import load_recipe
 from r1lab.report.paper import (
+    R1_ZERO_CAP_RAISED_AT,
+    R1_ZERO_REFERENCE_EVERY,
     R1_ZERO_STEPS,
     cap_raised_share,
     paper_curves,
@@ -46,6 +49,17 @@ def test_the_cap_rises_at_79_per_cent():
     for curve in paper_curves().values():
         assert curve.total_steps == R1_ZERO_STEPS
         assert curve.shares[-1] > cap_raised_share()  # every curve reaches the raise
+
+
+def test_the_recipe_of_r1_zero_has_its_schedule_in_rollouts():
+    """A step of the paper is an update; a step of a recipe is a rollout of 16 updates."""
+    recipe = load_recipe("reproduce/gpu/deepseek_v3")
+    updates = recipe.algorithm.updates_per_step
+    assert recipe.steps * updates == R1_ZERO_STEPS
+    assert recipe.algorithm.reference_every * updates == R1_ZERO_REFERENCE_EVERY
+    raised = recipe.sampling.cap_raise
+    assert raised is not None and raised.after_step == R1_ZERO_CAP_RAISED_AT // updates
+    assert recipe.sampling.questions_per_step * recipe.sampling.group_size == 8192
 
 
 def test_shares_are_of_the_whole_run():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from r1lab.checks import check_run
+from r1lab.cli import main
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import PretrainRecipe
 from r1lab.recipe_io import dump_resolved, load_recipe, shipped_recipes
@@ -21,8 +23,37 @@ PRETRAINING = [path for path in RECIPES if path.stem.startswith("pretrain")]
 TRAINING = [path for path in RECIPES if path not in PRETRAINING]
 
 
+GPU = [path for path in TRAINING if path.parent.name == "gpu"]
+# What the published bases allow, prompt and response together (config.json of each on the hub).
+CONTEXTS = {
+    "Qwen/Qwen2.5-0.5B": 32_768, "Qwen/Qwen2.5-1.5B": 131_072, "Qwen/Qwen2.5-3B": 32_768,
+    "Qwen/Qwen2.5-Math-7B": 4_096, "deepseek-ai/DeepSeek-V3-Base": 163_840,
+    "moonshotai/Moonlight-16B-A3B": 8_192,
+}  # fmt: skip
+
+
 def name(path: Path) -> str:
     return str(path.relative_to(FOLDER))
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory) -> Path:
+    """Published sets in their own form and size, with sums in place of their problems."""
+    folder = tmp_path_factory.mktemp("datasets")
+    for place, first, num in (("gsm8k/train", 0, 1500), ("gsm8k/test", 2000, 1319),
+                              ("math/train", 0, 1500), ("math500/test", 2000, 500)):  # fmt: skip
+        path = folder / f"{place}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        rows = [_row(place, n) for n in range(first, first + num)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def _row(place: str, n: int) -> dict[str, object]:
+    asked, found = f"What is {n} + 1?", str(n + 1)
+    if place.startswith("gsm8k"):
+        return {"question": asked, "answer": f"One more. #### {found}"}
+    return {"problem": asked, "answer": found, "subject": "Algebra", "level": 1 + n % 5}
 
 
 def test_there_are_recipes_of_each_sort():
@@ -31,7 +62,10 @@ def test_there_are_recipes_of_each_sort():
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=name)
-def test_a_training_recipe(path, tmp_path):
+def test_a_training_recipe(path, tmp_path, stand_ins, monkeypatch):
+    monkeypatch.setenv(
+        "R1LAB_DATASETS", str(stand_ins)
+    )  # no hub from here; bases are not asked for
     recipe = load_recipe(path)
     assert check_run(recipe, dry_run=True) == []
     for split in ("train", "test"):
@@ -40,6 +74,29 @@ def test_a_training_recipe(path, tmp_path):
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(dump_resolved(recipe))
     assert load_recipe(resolved) == recipe
+
+
+@pytest.mark.parametrize("path", GPU, ids=name)
+def test_a_recipe_for_a_real_base(path):
+    """It says what it wants, costs and should give, that nobody ran it here, and fits its base."""
+    text = path.read_text()
+    for word in ("# Not run here", "# Wants:", "# Cost:", "# Expected:", "# Published", "ours"):
+        assert word.lower() in text.lower(), f"{name(path)} does not say: {word}"
+    recipe = load_recipe(path)
+    length = recipe.sampling.max_model_len
+    assert length is not None and length <= CONTEXTS[recipe.model.path]
+    assert recipe.sampling.questions_per_step % recipe.algorithm.num_minibatches == 0
+
+
+def test_without_the_hub_a_recipe_is_refused_in_one_line(monkeypatch, capsys):
+    """The tests' environment is offline; a machine without a network waits for retries first."""
+    pytest.importorskip("datasets")
+    monkeypatch.delenv("R1LAB_DATASETS", raising=False)
+    for recipe, asked in (("gsm8k_qwen05b", "openai/gsm8k"), ("deepseek_v3", "MATH-500")):
+        assert main(["train", f"reproduce/gpu/{recipe}", "--dry-run"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "set R1LAB_DATASETS" in error
+        assert f"{asked}' is no folder here and could not be fetched from the hub" in error
 
 
 @pytest.mark.parametrize("path", PRETRAINING, ids=name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from records import COMPACT, completion, problem
 
-from r1lab.data import aime, gsm8k, math500
+from r1lab.data import aime, gsm8k, hendrycks_math, math500
 from r1lab.evaluate.askers import LocalAsker
 from r1lab.evaluate.overlap import overlap
 from r1lab.evaluate.prompting import choose_template, few_shot_template
@@ -71,6 +71,45 @@ def test_a_set_is_read_from_where_it_is_said_to_lie() -> None:
     assert suite_problems(suite)[0].id.startswith("aime-2024")
     with pytest.raises(R1labError, match="generated, not read"):
         find_suites("boxes", path="somewhere")
+
+
+@needs_datasets
+def test_math_is_trained_on_outside_math500(monkeypatch) -> None:
+    monkeypatch.setenv("R1LAB_DATASETS", str(DATASETS))
+    hard = hendrycks_math.load("train", levels=[3, 4, 5])
+    # Of 7,474 rows: 5,563 of these levels, four of them without an answer.
+    assert len(hard) == 5559 and {p.metadata["level"] for p in hard} == {3, 4, 5}
+    assert len({p.id for p in hard}) == len(hard) and {p.verifier for p in hard} == {"math"}
+    held_out = hendrycks_math.load("test")
+    assert held_out == math500.load("test")
+    assert not {p.question for p in hendrycks_math.load("train")} & {p.question for p in held_out}
+
+
+def test_every_edition_of_math_is_read(tmp_path: Path) -> None:
+    """Levels and answers as the editions write them; no held-out question, however it is spaced."""
+    rows = [
+        {"problem": "a?", "answer": "1", "difficulty": 5.0, "type": "Algebra"},
+        {"problem": "b?", "solution": r"So \boxed{\frac{1}{2}}.", "level": "Level 3"},
+        {"problem": "c?", "answer": "3", "level": 1, "subject": "Geometry"},
+        {"problem": "held  out?", "answer": "4", "level": 5},
+        {"problem": "d?", "answer": None, "difficulty": 3.0},
+        {"problem": "e?", "answer": "6", "level": "Level ?"},
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test = {"problem": "held out?", "answer": "4", "level": 5, "subject": "Algebra"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(test) + "\n")
+    place = str(tmp_path)
+
+    def found(**options: object) -> list[tuple[str, str, object]]:
+        loaded = hendrycks_math.load("train", path=place, test_path=place, **options)
+        return [(p.question, p.answer, p.metadata["level"]) for p in loaded]
+
+    assert found() == [("a?", "1", 5), ("b?", r"\frac{1}{2}", 3), ("c?", "3", 1)]
+    assert found(levels=(3,)) == [("b?", r"\frac{1}{2}", 3)]
+    with pytest.raises(ValueError, match=r"levels: \[6\]"):
+        found(levels=(6,))
+    with pytest.raises(ValueError, match="could not be fetched from the hub"):
+        hendrycks_math.load("train", path="owner/math", test_path=place)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from textwrap import dedent
 import pytest
 from records import COMPACT, problem, rollout
 
+from r1lab.prompts import TEMPLATES
 from r1lab.recipe import RewardSettings
 from r1lab.types import Fault, Outcome, R1labError, RecipeError, Rollout, Scored, Verdict
 from r1lab.verify import (
@@ -21,6 +22,7 @@ from r1lab.verify import (
     call_reward,
     load_reward,
 )
+from r1lab.verify.check import respond
 from r1lab.verify.verifiers import TAKEN
 
 RIGHT, WRONG = " so </think> <answer> 1 </answer>", " so </think> <answer> 9 </answer>"
@@ -340,3 +342,12 @@ def test_a_runner_decides_where_rewards_run(write) -> None:
     walled = Verifiers([RewardSettings(reward=write(EXACT))], template=COMPACT, runner=Refusing())
     result = walled.score([rollout(0, RIGHT, WRONG), rollout(0, RIGHT)])
     assert scores(result) == [[1.0, "timeout"], [1.0]]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_response_as_a_model_could_have_written_it_is_read_back(name: str) -> None:
+    template = TEMPLATES[name]
+    written = respond(template, r"\frac{1}{2}")
+    assert written.answer == r"\frac{1}{2}"
+    assert respond(template, None).answer is None
+    assert template.prompt("1 + {1}?").count("1 + {1}?") == 1

@@ -3,16 +3,19 @@
 //
 // One run: each line has its own colour. Several: a run has one colour in every panel, and the lines
 // of a panel differ in their dashes. Held-out figures are drawn with points and their interval as a
-// band; figures of steps as a faint line under their running mean.
+// band; figures of steps as a faint line under their running mean. Of runs that differ by their seed
+// only (a group, numbered behind the runs) the mean is drawn like that of one run, each seed faint.
 R1.Charts = class {
-  constructor(runs) {
+  constructor(runs, groups) {
     this.runs = runs;
-    this.several = runs.length > 1;
+    this.groups = groups;
+    this.several = R1.numTones > 1;
     this.smoothing = 5;
     this.hiddenRuns = new Set();
     this.drawn = [];
     this.sync = uPlot.sync("step");
-    this.panels = merged(runs);
+    const several = this.several;
+    this.panels = merged();
     this.observer = new ResizeObserver((entries) => {
       for (const { target } of entries) {
         const one = this.drawn.find((drawn) => drawn.place === target);
@@ -20,16 +23,22 @@ R1.Charts = class {
       }
     });
 
-    // Panels of one id become one panel with the lines of every run.
-    function merged(runs) {
+    // Panels of one id become one panel with the lines of every run and, over them, of every group.
+    function merged() {
       const byId = new Map();
-      runs.forEach((run, number) => {
-        for (const panel of run.panels) {
+      const take = (panels, number, faint) => {
+        for (const panel of panels) {
           if (!byId.has(panel.id)) byId.set(panel.id, { ...panel, series: [] });
           for (const line of panel.series) {
-            if (line.x.length) byId.get(panel.id).series.push({ ...line, run: number });
+            if (line.x.length) byId.get(panel.id).series.push({ ...line, run: number, faint });
           }
         }
+      };
+      const grouped = new Set(groups.flatMap((group) => group.runs));
+      runs.forEach((run, number) => take(run.panels, number, grouped.has(number)));
+      groups.forEach((group, i) => {
+        take(group.panels, runs.length + i, false);
+        for (const panel of group.panels) byId.get(panel.id).note = panel.note;
       });
       return [...byId.values()].map(prepared);
     }
@@ -39,7 +48,7 @@ R1.Charts = class {
       // Where many runs share a panel, held-out figures speak first.
       const heldOut = panel.series.some((line) => line.held_out);
       panel.hidden = new Set(
-        runs.length > 1
+        several
           ? panel.labels.filter((label) => heldOut && !panel.series.find((l) => l.label === label).held_out)
           : [],
       );
@@ -70,7 +79,7 @@ R1.Charts = class {
 
   frame(panel) {
     const at = R1.el("span", { class: "at" });
-    const place = R1.el("div", { class: "chart", role: "img", "aria-label": described(panel, this.runs) });
+    const place = R1.el("div", { class: "chart", role: "img", "aria-label": this.described(panel) });
     const legend = R1.el("ul", { class: "legend" });
     const frame = R1.el("article", { class: "panel", "data-panel": panel.id },
       R1.el("header", {}, R1.el("h3", {}, panel.title), at),
@@ -121,7 +130,14 @@ R1.Charts = class {
     let below = null;
     for (const line of lines) {
       const color = this.color(line);
-      if (stacked) {
+      if (line.faint) {
+        if (stacked) continue;
+        const own = line.held_out ? line.y : smooth(line.y, this.smoothing);
+        add(aligned(line, own), {
+          stroke: line.line ? faded(color, 0.4) : undefined, width: line.line ? 1 : 0, dash: this.dash(panel, line),
+          points: line.line ? { show: false } : { show: true, size: 4, width: 1, stroke: faded(color, 0.4), fill: R1.color("card") },
+        });
+      } else if (stacked) {
         const own = aligned(line, smooth(line.y, this.smoothing));
         const top = own.map((value, i) => (value ?? 0) + (below ? data[below][i] : 0));
         const index = add(top, { stroke: color, width: 1 });
@@ -141,7 +157,11 @@ R1.Charts = class {
       } else {
         const few = line.y.length < 2;
         const smoothed = this.smoothing > 1 && line.y.length > this.smoothing;
-        if (smoothed) add(aligned(line, line.y), { stroke: faded(color, 0.28), width: 1 });
+        if (line.low.length) {
+          const [low, high] = [line.low, line.high].map((end) =>
+            add(aligned(line, smoothed ? smooth(end, this.smoothing) : end), { width: 0 }));
+          bands.push({ series: [high, low], fill: faded(color, 0.16) });
+        } else if (smoothed) add(aligned(line, line.y), { stroke: faded(color, 0.28), width: 1 });
         add(aligned(line, smoothed ? smooth(line.y, this.smoothing) : line.y), {
           stroke: color, width: smoothed ? 1.8 : 1.4, dash: this.dash(panel, line), points: { show: few, size: 5 },
         });
@@ -179,7 +199,7 @@ R1.Charts = class {
     one.values = [];
     one.legendPlace.replaceChildren(
       ...panel.labels.map((label) => {
-        const lines = panel.series.filter((line) => line.label === label);
+        const lines = panel.series.filter((line) => line.label === label && !line.faint);
         const numbers = lines.filter((line) => !this.hiddenRuns.has(line.run)).map((line) => {
           const now = R1.el("span", { class: "now" });
           if (this.several) now.style.color = this.color(line);
@@ -195,10 +215,23 @@ R1.Charts = class {
         };
         const pressed = String(!panel.hidden.has(label));
         return R1.el("li", {}, R1.el("button", { type: "button", "aria-pressed": pressed, onclick: toggle },
-          this.swatch(panel, lines[0]), label, ...numbers));
+          this.swatch(panel, lines[0] || panel.series.find((line) => line.label === label)), label, ...numbers));
       }),
     );
     this.follow(one, one.plot);
+  }
+
+  // A chart in words, for who cannot see it.
+  described(panel) {
+    const spoken = panel.series.filter((line) => !line.faint);
+    const several = this.runs.length > 1;
+    const lines = spoken.map((line) => {
+      const run = this.runs[line.run];
+      const owner = run ? run.facts.label : this.groups[line.run - this.runs.length].label;
+      const name = several ? `${owner}, ${line.label}` : line.label;
+      return `${name} from ${R1.number(line.y[0], panel.form)} to ${R1.number(line.y[line.y.length - 1], panel.form)}`;
+    });
+    return `${panel.title}: ${lines.join("; ")}`;
   }
 
   swatch(panel, line) {
@@ -275,13 +308,4 @@ function smooth(values, width) {
 function faded(color, share) {
   const [red, green, blue] = [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
   return `rgba(${red}, ${green}, ${blue}, ${share})`;
-}
-
-// A chart in words, for who cannot see it.
-function described(panel, runs) {
-  const lines = panel.series.map((line) => {
-    const name = runs.length > 1 ? `${runs[line.run].facts.label}, ${line.label}` : line.label;
-    return `${name} from ${R1.number(line.y[0], panel.form)} to ${R1.number(line.y[line.y.length - 1], panel.form)}`;
-  });
-  return `${panel.title}: ${lines.join("; ")}`;
 }

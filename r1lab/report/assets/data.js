@@ -93,6 +93,20 @@ R1.interval = function (estimate, form) {
 R1.color = (name) =>
   getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// The colours of runs laid over each other, in turn.
+// The colours of runs laid over each other, in turn. Runs that differ by their seed only share that
+// of their group; a group is numbered behind the runs.
 R1.runColors = ["blue", "orange", "green", "purple", "red", "sky", "grey"];
-R1.runColor = (number) => R1.runColors[number % R1.runColors.length];
+R1.tones = [];
+R1.numTones = 0;
+R1.giveTones = function (runs, groups) {
+  const groupOf = (number) => groups.findIndex((group) => group.runs.includes(number));
+  R1.tones = [];
+  R1.numTones = 0;
+  runs.forEach((_, number) => {
+    const group = groupOf(number);
+    const mates = group < 0 ? number : groups[group].runs[0];
+    R1.tones.push(mates < number ? R1.tones[mates] : R1.numTones++);
+  });
+  for (const group of groups) R1.tones.push(R1.tones[group.runs[0]]);
+};
+R1.runColor = (number) => R1.runColors[R1.tones[number] % R1.runColors.length];

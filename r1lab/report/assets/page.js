@@ -34,9 +34,10 @@
       : `The page cannot be read: ${error.message}`;
     throw error;
   };
-  const { about, runs } = await R1.unpack("main").catch(fail);
-  charts = new R1.Charts(runs);
-  const tables = new R1.Tables(runs);
+  const { about, runs, groups } = await R1.unpack("main").catch(fail);
+  R1.giveTones(runs, groups);
+  charts = new R1.Charts(runs, groups);
+  const tables = new R1.Tables(runs, groups);
   tables.overview(document.getElementById("overview"), (number, shown) => charts.showRun(number, shown));
   charts.draw(document.getElementById("panels"), false);
   const extra = document.getElementById("extra");

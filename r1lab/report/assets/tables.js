@@ -1,8 +1,9 @@
 "use strict";
 // The figures that are no curve: the overview, the evaluations, and the run's cost, settings, events.
 R1.Tables = class {
-  constructor(runs) {
+  constructor(runs, groups) {
     this.runs = runs;
+    this.groups = groups;
     this.several = runs.length > 1;
   }
 
@@ -17,10 +18,12 @@ R1.Tables = class {
     }
     place.append(
       el("h1", {}, `${this.runs.length} runs`),
-      el("p", { class: "lead" }, "Press a run to hide it from the curves."),
-      el("div", { class: "runs" }, this.runs.map((run, number) => {
+      el("p", { class: "lead" }, this.groups.length
+        ? "Runs whose recipes differ by the seed only are drawn as their mean with its 95% interval, by Student's t over the seeds, and faintly each; those intervals are for another seed on the same held-out problems. Press a run or a mean to hide it from the curves."
+        : "Press a run to hide it from the curves."),
+      el("div", { class: "runs" }, this.labels().map(([label, number]) => {
         const button = el("button", { type: "button", class: "plain", "aria-pressed": "true" },
-          this.dot(number), run.facts.label);
+          this.dot(number), label);
         button.addEventListener("click", () => {
           const shown = button.getAttribute("aria-pressed") !== "true";
           button.setAttribute("aria-pressed", String(shown));
@@ -30,6 +33,14 @@ R1.Tables = class {
       })),
       this.comparison(),
     );
+  }
+
+  // What can be hidden: [label, number], the means before the runs.
+  labels() {
+    return [
+      ...this.groups.map((group, i) => [group.label, this.runs.length + i]),
+      ...this.runs.map((run, number) => [run.facts.label, number]),
+    ];
   }
 
   dot(number) {
@@ -103,6 +114,13 @@ R1.Tables = class {
       ];
     });
     const { cost } = this.runs[0].facts;
+    this.groups.forEach((group, i) => {
+      const { first, last } = group;
+      const cells = [[this.dot(this.runs.length + i), group.label], "",
+        first.pass_at_1 ? R1.number(first.pass_at_1.value, "share") : "none",
+        interval(last.pass_at_1, "share"), interval(last.cons_at_k, "share"), interval(last.length)];
+      rows.splice(i, 0, [...cells, ...new Array(rows[rows.length - 1].length - cells.length).fill("")]);
+    });
     const head = ["run", "steps", "pass@1 before", "pass@1", "cons@k", "response length", "time", "tokens",
       ...(cost.dollars === null ? [] : ["cost"]), ...(cost.kilowatt_hours === null ? [] : ["energy"]), "faults"];
     return table(head, rows);
