@@ -102,7 +102,8 @@ def shipped_recipes() -> dict[str, Path]:
     return {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for path in sorted(folder.rglob("*.yaml"))
-        if path.parent.name != "accelerate"  # configurations of the launcher
+        # Configurations of the launcher, and experiments, which name recipes.
+        if path.parent.name not in ("accelerate", "reproduce")
     }
 
 

@@ -7,14 +7,13 @@ where the mean alone does. Nobody reads these off a plot: the verdict is compute
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Literal
 
-from r1lab.evaluate.intervals import LEVEL, student_quantile
+from r1lab.evaluate.intervals import student_interval
 from r1lab.reproduce.experiment import Criterion, Experiment
 from r1lab.reproduce.record import Point, Record
 from r1lab.types import R1labError
@@ -105,11 +104,10 @@ def _met(whole: bool, in_the_mean: bool) -> Met:
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """(mean, low, high) over seeds: Student's t interval, None for a single value."""
-    mean, num = fmean(values), len(values)
-    if num < 2:
-        return mean, None, None
-    reach = -student_quantile((1 - LEVEL) / 2, num - 1) * stdev(values) / math.sqrt(num)
-    return mean, mean - reach, mean + reach
+    if len(values) < 2:
+        return values[0], None, None
+    found = student_interval(values)
+    return found.value, found.low, found.high
 
 
 # --- figures: (record, criterion) -> one number ----------------------------------------------

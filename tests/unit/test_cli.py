@@ -40,6 +40,9 @@ OPTIONS = {
     "report": [
         *("--debug", "--help", "--output", "--price", "--samples", "--watts", "-h", "RUN"),
     ],
+    "reproduce": [
+        *("--debug", "--dry-run", "--help", "--jobs", "--list", "--out", "--seeds", "-h", "NAME"),
+    ],
     "watch": ["--debug", "--every", "--help", "--once", "-h", "RUN"],
 }
 

@@ -14,15 +14,19 @@ from r1lab.prompts import TEMPLATES
 from r1lab.recipe import PretrainRecipe
 from r1lab.recipe_io import dump_resolved, load_recipe, shipped_recipes
 from r1lab.registry import load_mixture, resolve
+from r1lab.reproduce.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes"
-RECIPES = [p for p in sorted(FOLDER.rglob("*.y*ml")) if p.parent.name != "accelerate"]
+RECIPES = [
+    path
+    for path in sorted(FOLDER.rglob("*.y*ml"))
+    if path.parent.name not in ("accelerate", "reproduce")
+]
+EXPERIMENTS = sorted((FOLDER / "reproduce").glob("*.y*ml"))
 LAUNCHERS = sorted((FOLDER / "accelerate").glob("*.y*ml"))
 PRETRAINING = [path for path in RECIPES if path.stem.startswith("pretrain")]
 TRAINING = [path for path in RECIPES if path not in PRETRAINING]
-
-
 GPU = [path for path in TRAINING if path.parent.name == "gpu"]
 # What the published bases allow, prompt and response together (config.json of each on the hub).
 CONTEXTS = {
@@ -105,7 +109,17 @@ def test_a_pre_training_recipe(path):
     assert callable(resolve(recipe.corpus.source, "source"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_an_experiment(path):
+    experiment = load_experiment(path.stem)
+    assert experiment.name == path.stem
+    for arm in experiment.arms.values():
+        load_recipe(FOLDER / "reproduce" / "arms" / f"{arm.recipe}.yaml")
+        if arm.base is not None:
+            load_recipe(FOLDER / "reproduce" / "bases" / f"{arm.base}.yaml", schema=PretrainRecipe)
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *EXPERIMENTS], ids=name)
 def test_a_recipe_opens_with_its_command(path):
     """What a file is for, and how it is run, stands in its first lines."""
     comment = [line for line in path.read_text().splitlines()[:8] if line.startswith("#")]
