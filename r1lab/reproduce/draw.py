@@ -53,7 +53,7 @@ def draw_experiment(experiment: Experiment, records: Records, path: Path) -> Pat
 def _curves(axis: Axes, panel: Panel, experiment: Experiment, records: Records) -> None:
     arms = panel.arms or tuple(experiment.arms)
     axis.set_title(panel.title)
-    colours = cycle(_COLOURS)
+    colours, values = cycle(_COLOURS), list[float]()
     for arm in arms:
         for name in panel.of:
             curves = [_smooth(record, name) for record in records[arm]]
@@ -62,6 +62,12 @@ def _curves(axis: Axes, panel: Panel, experiment: Experiment, records: Records) 
             what = name.removeprefix("train.").replace("_", " ").replace("at k", "at 16")
             label = what if len(arms) == 1 else arm if len(panel.of) == 1 else f"{arm}, {what}"
             _mean_line(axis, curves, next(colours), label)
+            values += [value for curve in curves for _, value in curve]
+    # The interval of few seeds may be wider than the picture: the curves decide how high it is.
+    if values:
+        room = 0.25 * (max(values) - min(values)) or 0.1
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, min(values) - room), min(high, max(values) + room))
     axis.set_xlabel("share of the run")
     axis.set_xlim(0, 1)
     if axis.get_legend_handles_labels()[0]:
@@ -97,11 +103,6 @@ def _mean_line(
         shared, [mean for mean, _, _ in found], color=colour, lw=1.8, marker=marker, ms=3,
         label=label,
     )  # fmt: skip
-    # The interval of few seeds may be wider than the picture: the curves decide how high it is.
-    values = [value for table in tables for value in table.values()]
-    low, high = axis.dataLim.y0, axis.dataLim.y1
-    room = 0.08 * (max(values) - min(values) or 1)
-    axis.set_ylim(max(low, min(values) - 4 * room), min(high, max(values) + 4 * room))
 
 
 def _paper(axis: Axes, panel: Panel) -> None:
