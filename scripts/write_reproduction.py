@@ -1,6 +1,6 @@
 """docs/reproduction.md from the runs of `r1lab reproduce`, or again from what is committed of them.
 
-    python scripts/write_reproduction.py --runs runs/reproduce    # records, figures, tables, pictures
+    python scripts/write_reproduction.py --runs runs/reproduce    # records, tables, pictures
     python scripts/write_reproduction.py                          # the same from docs/reproduction/
 
 Of every run a small record is kept (docs/reproduction/records.json); verdicts and pictures follow

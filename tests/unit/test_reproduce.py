@@ -213,3 +213,24 @@ def test_the_corpus_of_parities_is_right_and_keeps_its_share():
         if one.kind == "full":
             assert one.response.split()[0][-1] == answer
     assert TEMPLATES["compact"].prompt("x").startswith("User:")
+
+
+def test_the_committed_verdicts_follow_from_the_committed_records():
+    """docs/reproduction.json and docs/reproduction.md say what docs/reproduction/ holds."""
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    kept = json.loads((docs / "reproduction" / "records.json").read_text())
+    claims = json.loads((docs / "reproduction.json").read_text())["claims"]
+    assert [claim["name"] for claim in claims] == [
+        name for name in experiment_names() if name in kept["experiments"]
+    ]
+    page = (docs / "reproduction.md").read_text()
+    for claim in claims:
+        arms = kept["experiments"][claim["name"]]
+        records = {
+            arm: [Record.from_dict(kept["records"][key]) for key in keys]
+            for arm, keys in arms.items()
+        }
+        outcome = outcome_of(load_experiment(claim["name"]), records)
+        assert json.loads(json.dumps(outcome.as_dict())) == claim
+        assert f"**{claim['verdict'].capitalize()}.**" in page
+        assert (docs / "reproduction" / f"{claim['name']}.png").exists()
