@@ -1,7 +1,8 @@
 """Which working precision this machine computes fast in: what `model.dtype: auto` becomes.
 
 bfloat16 halves memory, but a CPU without instructions for it does each product dozens of times
-slower than in float32 (0.03 times as fast on an AVX2 machine; docs/experiments.md). No torch here.
+slower than in float32 (0.01 to 0.06 times as fast with AVX2 alone; docs/experiments.md). No torch
+here.
 """
 
 from __future__ import annotations
