@@ -107,7 +107,8 @@ class AlgorithmSettings(Section):
         1, description="optimiser updates of one rollout in each epoch, on random parts of it"
     )
     tokens_per_microbatch: Positive = Field(
-        4096, description="padded tokens of one forward; lower it when memory runs out"
+        2048,
+        description="padded tokens of one forward; lower it when memory runs out, raise it on GPUs",
     )
     max_skipped: Positive = Field(
         3, description="updates in a row without a finite gradient that stop the run"
