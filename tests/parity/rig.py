@@ -19,6 +19,7 @@ from r1lab.rollout.agreement import SyncGuard, both_logprobs, k3_kl
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import encode_prompt
+from r1lab.rollout.vllm_mends import model_of
 from r1lab.types import SamplingSettings
 
 PLAIN = TEMPLATES["plain"]
@@ -89,6 +90,21 @@ class Bench:
         if self._rig is not None:
             self._rig.close()
         self._rig = None
+
+
+@torch.inference_mode()
+def head_is_a_copy(sampler: Any) -> bool:
+    """Whether vLLM computes the head from a packed copy, as on some CPUs in some precisions.
+
+    Asked by doing: a head whose weights have changed sign computes what it did before.
+    """
+    head = model_of(sampler.llm).lm_head
+    probe = torch.ones(1, head.weight.shape[1], dtype=head.weight.dtype)
+    before = head.cpu_linear(probe, head.weight, None).clone()
+    head.weight.neg_()
+    after = head.cpu_linear(probe, head.weight, None).clone()
+    head.weight.neg_()
+    return torch.equal(before, after)
 
 
 def long_prompts(tokenizer: Any, count: int = 40) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from rig import Bench, Rig
+from rig import Bench, Rig, head_is_a_copy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from r1lab.model.load import load_base
@@ -97,7 +97,8 @@ def test_a_tied_head_keeps_its_old_weights(bench: Bench, tmp_path, without):
         rig.model.model.embed_tokens.weight.mul_(-1)
     without("repack_tied_head")
     rig.sync()
-    assert rig.kl()[0] > WRONG
+    kl, _ = rig.kl()
+    assert kl > WRONG if head_is_a_copy(rig.sampler) else kl < WRONG / 10
 
 
 def test_the_rotary_kernel_misreads_queries_of_several_heads():
