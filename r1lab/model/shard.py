@@ -79,8 +79,8 @@ def as_forward(base: nn.Module, function: Function) -> Function:
 
 def units(base: nn.Module) -> list[tuple[str, nn.Module]]:
     """(name, module) of what is gathered together; the model itself, named "", last."""
-    itself, *layers = ((name, m) for name, m in base.named_modules() if isinstance(m, FSDPModule))
-    return [*layers, itself]
+    found = [pair for pair in base.named_modules() if isinstance(pair[1], FSDPModule)]
+    return [*found[1:], found[0]]
 
 
 @contextmanager
