@@ -154,8 +154,9 @@ class Keeper:
             self._folder.log_event("checkpoint torn", checkpoint=torn.name, fault=torn.fault)
         if found.num_processes != self._accelerator.num_processes:
             self.say(
-                f"{found.folder.name} was written by {found.num_processes} processes and goes on "
-                f"with {self._accelerator.num_processes}: the same weights, other samples"
+                f"{found.folder.name} is of another number of processes ({found.num_processes}) "
+                f"than this launch ({self._accelerator.num_processes}): it goes on from the same "
+                "weights, with other samples"
             )
         for change in changes:
             self.say(f"recipe changed: {change}")

@@ -2,9 +2,10 @@
 
     accelerate launch --config_file ... tests/parity/processes.py FOLDER
 
-FOLDER/one/WAY holds a checkpoint that one process wrote after two steps, for some ways. Each process
-takes the same two steps with its share of the groups, writes FOLDER/many/WAY, and takes a third; then
-that third step again from each of the two checkpoints. Figures and weights go to FOLDER/found/WAY.pt.
+FOLDER/one/WAY holds a checkpoint that one process wrote after two steps, for some ways. Each
+process takes the same two steps with its share of the groups, writes FOLDER/many/WAY, and takes a
+third; then that third step again from each of the two checkpoints. Figures and weights go to
+FOLDER/WAY-RANK.pt.
 """
 
 from __future__ import annotations
