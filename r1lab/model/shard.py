@@ -66,13 +66,18 @@ def class_of(model: nn.Module) -> type:
 
 
 def as_forward(base: nn.Module, function: Function) -> Function:
-    """`function` as a forward pass of `base`: inside it the weights outside of layers are whole.
+    """`function`, to tensors, as a forward pass of `base`: inside it all that it asks for is whole.
 
     For who calls parts of a model by themselves. The function itself where nothing is sharded.
     """
     if not is_sharded(base):
         return function
-    base.part_of_forward = function  # type: ignore[assignment]
+
+    def copied(*inputs: Any) -> tuple[Tensor, ...]:
+        # Backward starts from hooks on what comes out, which hold for no view.
+        return tuple(tensor.clone() for tensor in function(*inputs))
+
+    base.part_of_forward = copied  # type: ignore[assignment]
     register_fsdp_forward_method(base, "part_of_forward")
     return base.part_of_forward  # type: ignore[return-value]
 

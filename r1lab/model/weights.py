@@ -118,9 +118,10 @@ def save_checkpoint_folder(
                 pass
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # Copies: single experts are views of the fused tensor, and a file holds no views.
+    # Copies: single experts are views of the fused tensor, and a file holds no views. On the CPU: a
+    # GPU that trains shards has no room for the whole.
     weights = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
+        name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in checkpoint_weights(model)
     }
     save_torch_state_dict(weights, folder)
