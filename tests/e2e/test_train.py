@@ -139,6 +139,7 @@ def questions(folder, step):
     return {row["problem_id"] for row in RunFolder(folder).rollouts(step)}
 
 
+@pytest.mark.long  # the parity tests do it without vLLM
 def test_a_run_of_one_process_goes_on_in_two_with_its_model_in_shards(whole_run, tmp_path):
     import shutil
 
@@ -157,7 +158,8 @@ def test_a_run_of_one_process_goes_on_in_two_with_its_model_in_shards(whole_run,
 
 def test_two_processes_train_shards_and_one_goes_on(tmp_path):
     """Shares that are unequal after dynamic sampling; a checkpoint of shards in one process."""
-    run, settings = tmp_path / "run", ("--algorithm.dynamic_sampling=true",)
+    settings = ("--algorithm.dynamic_sampling=true", "--optimizer.schedule=constant")
+    run = tmp_path / "run"
     shards = launched("two_processes_fsdp2_cpu.yaml")
     train(run, *settings, "--steps=2", launch=shards)
     before = lines(run)
