@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from r1lab.hints import nearest, raised
+from r1lab.launch import check_launch, num_processes, process_rank
 from r1lab.model.files import QuickTokenizer, check_folder, check_vocabulary, quick_tokenizer
 from r1lab.model.load import resolve_folder
 from r1lab.problems import ProblemMixture
@@ -50,6 +51,7 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
     `dry_run` asks no hub and no installed package; without `writes` nothing is said of where a run
     writes. Raises R1labError.
     """
+    check_launch(recipe, num_processes())
     if writes:
         check_trackers(recipe.tracking.trackers, installed=not dry_run)
         check_writable(recipe.run_folder, "output")
@@ -68,9 +70,11 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
     held_out = load_mixture(recipe.problems, "test", evaluation.seed).distinct(
         evaluation.num_problems
     )
-    warnings = _check_base(recipe, [*_table_rows(train), *first], held_out, dry_run=dry_run)
+    rows = _table_rows(train)
+    _check_enough(train, rows, num_processes())
+    warnings = _check_base(recipe, [*rows, *first], held_out, dry_run=dry_run)
     num = recipe.problems.check_gold
-    if num and int(os.environ.get("RANK", "0")) == 0:
+    if num and process_rank() == 0:
         with IsolatedRunner(recipe.reward_workers) as runner:
             tried = {problem.id: problem for problem in (*first[:num], *held_out[:num])}
             said = check_gold(
@@ -150,6 +154,16 @@ def _table_rows(mixture: ProblemMixture) -> list[Problem]:
         for stream, length in enumerate(lengths)
         for position in range(min(length, _MOST_TRIED))
     ]
+
+
+def _check_enough(train: ProblemMixture, rows: list[Problem], world: int) -> None:
+    """Refuse tables that have not a problem for each process."""
+    are_tables = all(hasattr(stream, "problems") for stream in train.streams)
+    if are_tables and len(rows) < min(world, _MOST_TRIED):
+        raise RecipeError(
+            f"problems.sources: {len(rows)} problems to train on cannot be shared by {world} "
+            "processes; add problems, or launch fewer (--num_processes)"
+        )
 
 
 def check_trackers(trackers: tuple[str, ...], *, installed: bool = True) -> None:

@@ -22,6 +22,7 @@ from r1lab import __version__, cli_eval, cli_report, cli_reproduce, cli_rewards
 from r1lab.cli_doctor import add_doctor_options, doctor
 from r1lab.cli_preflight import preflight
 from r1lab.cli_types import Parser, whole
+from r1lab.launch import process_rank
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:
@@ -240,9 +241,9 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
         ended = train(recipe, resume=options.resume, force=options.force)
     finally:
         # Also of a run that stopped: its curves are where one looks first.
-        if _rank() == 0:
+        if process_rank() == 0:
             _draw(Path(recipe.run_folder))
-    if _rank() == 0 and not ended.signal:
+    if process_rank() == 0 and not ended.signal:
         folder = ended.folder
         model = folder / "checkpoints" / f"step-{ended.step}" / "model"
         print(f"{folder}: summary.json, curves.png, rollouts/, eval/; the trained model is {model}")
@@ -307,7 +308,7 @@ def _check(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> None:
     from r1lab.checks import check_run
 
     for warning in check_run(recipe, dry_run=dry_run, writes=writes):
-        if _rank() == 0:
+        if process_rank() == 0:
             print(f"r1lab: warning: {warning}", file=sys.stderr)
 
 
@@ -345,11 +346,6 @@ def _print_plan(recipe: TrainRecipe) -> None:
 # --- several processes -----------------------------------------------------------------------
 
 
-def _rank() -> int:
-    """This process among those that a launcher started (0 without one)."""
-    return int(os.environ.get("RANK", "0"))
-
-
 @contextmanager
 def _once_over_processes() -> Iterator[None]:
     """Around checks that go the same way in every process: only rank 0 reports what they find.
@@ -359,13 +355,13 @@ def _once_over_processes() -> Iterator[None]:
     try:
         yield
     except R1labError as error:
-        if _rank() > 0:
+        if process_rank() > 0:
             time.sleep(5)
             raise SystemExit(error.exit_code) from None
         raise
 
 
 def _say_error(error: R1labError) -> None:
-    process = f" (process {_rank()})" if _rank() > 0 else ""
+    process = f" (process {process_rank()})" if process_rank() > 0 else ""
     line = " ".join(str(error).split())
     print(f"r1lab: error{process}: {line}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """Checkpoints of a run: everything that decides its future, written whole or not at all.
 
     checkpoints/step-N/
-        rank-R.pt       one process's state (`Run.state_dict`): plain containers and tensors
+        rank-R.pt       one process's state (`Keeper.save`): plain containers and tensors. The
+                        policy's stands in rank 0's, or each process's shards of it in its own
         model/          the trained weights as an ordinary Hugging Face folder, adapters merged
         manifest.json   step, number of processes, and the SHA-256 of every file above
 
@@ -45,6 +46,7 @@ class Found:
 
     step: int
     folder: Path
+    num_processes: int  # that wrote it
     passed_over: tuple[Torn, ...]
 
 
@@ -61,9 +63,9 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of `step`, every process its own state; return its folder.
 
-    All processes call it together and `wait` for each other. The main one (rank 0) also writes the
-    model into the folder given to `write_model`, puts the whole in place, and clears all but the
-    newest `keep`.
+    All processes call it together and `wait` for each other. `write_model` gets the model's folder,
+    in each of them, as sharded weights are gathered from all. The main one (rank 0) puts the whole
+    in place, and clears all but the newest `keep`.
     """
     target, temporary = folder / f"step-{step}", folder / f"step-{step}.tmp"
     if rank == 0:
@@ -72,8 +74,7 @@ def save_checkpoint(
     wait()
     with _state_path(temporary, rank).open("wb") as file:
         torch.save(state, file)
-    if rank == 0:
-        write_model(temporary / "model")
+    write_model(temporary / "model")
     wait()
     if rank == 0:
         _write_manifest(temporary, step, num_processes)
@@ -94,18 +95,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def newest_checkpoint(folder: Path, num_processes: int) -> Found | None:
+def newest_checkpoint(folder: Path) -> Found | None:
     """The newest whole checkpoint, or None where there is none at all.
 
     One that is torn or altered is passed over for the one before. Raises R1labError where
-    checkpoints are there but all are torn, or where another number of processes wrote them.
+    checkpoints are there but all are torn.
     """
     passed_over: list[Torn] = []
     for path in reversed(list_checkpoints(folder)):
         fault = fault_of(path)
         if fault is None:
-            _check_processes(path, num_processes)
-            return Found(int(path.name.removeprefix("step-")), path, tuple(passed_over))
+            wrote = json.loads((path / _MANIFEST).read_text())["num_processes"]
+            return Found(int(path.name.removeprefix("step-")), path, wrote, tuple(passed_over))
         passed_over.append(Torn(path.name, fault))
     if passed_over:
         said = "; ".join(f"{torn.name}: {torn.fault}" for torn in passed_over)
@@ -121,15 +122,6 @@ def set_aside(checkpoint: Path) -> None:
     aside = checkpoint.with_name(checkpoint.name + ".torn")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
-
-
-def _check_processes(checkpoint: Path, num_processes: int) -> None:
-    wrote = json.loads((checkpoint / _MANIFEST).read_text())["num_processes"]
-    if wrote != num_processes:
-        raise R1labError(
-            f"output: {checkpoint} is of another number of processes ({wrote}) than this launch "
-            f"({num_processes}); resume with {wrote}, or name another folder with --output"
-        )
 
 
 def fault_of(checkpoint: Path) -> str | None:
@@ -148,10 +140,16 @@ def fault_of(checkpoint: Path) -> str | None:
     return None
 
 
-def load_state(checkpoint: Path, rank: int) -> dict[str, Any]:
-    """One process's state; unpickles tensors and plain containers only."""
-    state: dict[str, Any] = torch.load(_state_path(checkpoint, rank), weights_only=True)
-    return state
+def load_states(checkpoint: Path, num_processes: int) -> list[dict[str, Any]]:
+    """The states of all processes that wrote it; unpickles tensors and plain containers only.
+
+    Tensors are read from the files when they are used: a process that takes its rows of a sharded
+    one reads no others.
+    """
+    return [
+        torch.load(_state_path(checkpoint, rank), weights_only=True, mmap=True, map_location="cpu")
+        for rank in range(num_processes)
+    ]
 
 
 def random_states() -> dict[str, Any]:

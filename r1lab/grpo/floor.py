@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from r1lab.grpo.policy import Policy
+from r1lab.model.shard import fitted
 from r1lab.rollout.source import RolloutSource
 
 # Of the entries of B, whatever the rank: what AdamW moves them by in some tens of updates. How
@@ -31,7 +32,7 @@ def stirred_adapters(model: nn.Module, seed: int) -> Iterator[None]:
     with torch.no_grad():
         for parameter in adapters:
             noise = SIZE * torch.randn(parameter.shape, generator=draw)
-            parameter.add_(noise.to(parameter))
+            parameter.add_(fitted(noise, parameter).to(parameter.dtype))
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from r1lab.grpo.changes import check_changes
 from r1lab.grpo.checkpoint import (
     Found,
     list_checkpoints,
-    load_state,
+    load_states,
     newest_checkpoint,
     random_states,
     save_checkpoint,
@@ -26,10 +26,11 @@ from r1lab.grpo.checkpoint import (
 )
 from r1lab.grpo.interrupt import StopSignals
 from r1lab.grpo.policy import NonFiniteError, Policy
+from r1lab.model.shard import joined, parts_of
 from r1lab.model.weights import save_checkpoint_folder
 from r1lab.recipe import TrainRecipe
 from r1lab.report.progress import Progress
-from r1lab.rollout.source import RolloutSource
+from r1lab.rollout.source import RolloutSource, dealt_out
 from r1lab.run_folder import RunFolder
 from r1lab.shortages import is_disk_full
 from r1lab.types import RecipeError, Scored
@@ -92,8 +93,10 @@ class Keeper:
         if self._saved_step == self.step:
             return
         policy = self._policy
+        owns_policy = policy.is_sharded or self._is_main
         state = {
-            "policy": policy.state_dict(),
+            # Where each process has all of it, they have the same.
+            "policy": parts_of(policy.state_dict()) if owns_policy else None,
             "source": self._boundary.source,
             "random": self._boundary.random,
             "seconds": self._boundary.seconds,
@@ -107,7 +110,9 @@ class Keeper:
                 self.step,
                 state,
                 keep=self._recipe.checkpoints.keep,
-                write_model=lambda to: save_checkpoint_folder(policy.model, self._tokenizer, to),
+                write_model=lambda to: save_checkpoint_folder(
+                    policy.model, self._tokenizer, to, is_main=self._is_main
+                ),
                 rank=self._accelerator.process_index,
                 num_processes=self._accelerator.num_processes,
                 wait=self._accelerator.wait_for_everyone,
@@ -120,19 +125,22 @@ class Keeper:
         Raises R1labError where the recipe has become another one (unless `force`) or the
         checkpoints are no use; see `newest_checkpoint` and `check_changes`.
         """
-        found = newest_checkpoint(self._folder.checkpoints_path, self._accelerator.num_processes)
+        found = newest_checkpoint(self._folder.checkpoints_path)
         if found is None:
             self.say(f"no checkpoint in {self._folder.path} yet, starting from step 0")
             return
-        state = load_state(found.folder, self._accelerator.process_index)
+        states = load_states(found.folder, found.num_processes)
+        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        state = states[rank % found.num_processes]
         changes = check_changes(state["recipe"], self._recipe, force=force)
         if found.step > self._recipe.steps:
             raise RecipeError(
                 f"steps: {self._recipe.steps} is less than the run has done ({found.step}); take "
                 "more, or another folder with --output"
             )
-        self._policy.load_state_dict(state["policy"])
-        self._source.load_state_dict(state["source"])
+        policies = [saved["policy"] for saved in states if saved["policy"] is not None]
+        self._policy.load_state_dict(joined(policies))
+        self._source.load_state_dict(dealt_out([saved["source"] for saved in states], rank, world))
         set_random_states(state["random"])
         self.seconds = state["seconds"]
         self.step = self._saved_step = found.step
@@ -144,6 +152,12 @@ class Keeper:
             set_aside(self._folder.checkpoints_path / torn.name)
             self.say(f"warning: {torn.name} is torn or altered ({torn.fault}), and set aside")
             self._folder.log_event("checkpoint torn", checkpoint=torn.name, fault=torn.fault)
+        if found.num_processes != self._accelerator.num_processes:
+            self.say(
+                f"{found.folder.name} is of another number of processes ({found.num_processes}) "
+                f"than this launch ({self._accelerator.num_processes}): it goes on from the same "
+                "weights, with other samples"
+            )
         for change in changes:
             self.say(f"recipe changed: {change}")
         if changes:

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1lab.grpo.policy import Policy
+from r1lab.launch import wants_shards
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
 from r1lab.model.replay import require_routers
+from r1lab.model.shard import shard
+from r1lab.model.weights import base_model
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import SamplingRecipe, TrainRecipe
 from r1lab.registry import load_mixture
@@ -29,8 +32,12 @@ def load_policy(
         require_routers(model)
     if recipe.model.lora is not None:
         model = add_lora(model, recipe.model.lora, seed=recipe.seed)
+    if wants_shards():
+        shard(base_model(model), accelerator.device)
+    else:
+        model = model.to(accelerator.device)
     policy = Policy(
-        model.to(accelerator.device),
+        model,
         optimizer=recipe.optimizer,
         total_updates=recipe.steps * recipe.algorithm.updates_per_step,
         temperature=recipe.sampling.temperature,

@@ -3,7 +3,8 @@
 One gradient is gathered over micro-batches and processes before each update: every loss is a sum
 over tokens divided by a denominator that was counted once for the whole step, so gradients add up
 and are never averaged. Processes sum their gradients by hand, once an update, so they may have
-different numbers of micro-batches, or none.
+different numbers of micro-batches, or none. Sharded weights (`r1lab.model.shard`) are summed as the
+gradient arises, and each process takes part in as many passes as the busiest one has.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from r1lab.grpo.batch import MicroBatch, microbatches, pack
+from r1lab.grpo.lockstep import idle_microbatch, in_step
 from r1lab.grpo.logprobs import token_logprobs
 from r1lab.grpo.loss import LossStats
 from r1lab.grpo.micro_loss import micro_loss, sampler_gap_sums
@@ -26,6 +28,7 @@ from r1lab.grpo.shared import can_share, shared_microbatches
 from r1lab.model.balance import ExpertLoad, update_router_bias
 from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.replay import RouterReplay
+from r1lab.model.shard import as_forward, is_sharded
 from r1lab.model.weights import base_model, checkpoint_weights
 from r1lab.recipe import AlgorithmSettings, OptimizerSettings
 from r1lab.rollout.agreement import k3_sum
@@ -95,6 +98,8 @@ class Policy:
         base = base_model(model)
         self._decoder, self._head = base.get_decoder(), base.get_output_embeddings()
         self._can_share = can_share(base.config)
+        self.is_sharded = is_sharded(base)
+        self._scored = as_forward(base, self._score)
         self.optimizer = MasterAdamW(
             list(model.parameters()),
             learning_rate=optimizer.learning_rate,
@@ -113,7 +118,13 @@ class Policy:
         return checkpoint_weights(self.model)
 
     def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-prob and entropy [M] of each completion token of a micro-batch, flat."""
+        """Log-prob and entropy [M] of each completion token of a micro-batch, flat.
+
+        A pass of all processes where weights are sharded.
+        """
+        return self._scored(micro)
+
+    def _score(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         # Padding stands on the right and attention is causal: no mask is needed, but for the rows
         # that hold several completions of a prompt.
         with self._replay.replayed(micro.experts):
@@ -143,9 +154,14 @@ class Policy:
         stats, gap = LossStats.zeros(device), torch.zeros(3, dtype=torch.float64, device=device)
         with self._counted_load(algorithm.router_bias_speed > 0) as load:
             # Where load is counted, a prompt counts once for each of its completions.
-            for micro in self.microbatches(
-                batch, algorithm.tokens_per_microbatch, share_prompts=load is None
+            for micro in self._in_step(
+                self.microbatches(
+                    batch, algorithm.tokens_per_microbatch, share_prompts=load is None
+                )
             ):
+                if micro is None:
+                    self._take_part(load)
+                    continue
                 micro = micro.to(device)
                 if load is not None:
                     load.mask = micro.attention_mask.bool()
@@ -204,9 +220,12 @@ class Policy:
         """
         flat = torch.zeros(batch.token_ids.numel())
         experts: Tensor | None = None
-        for micro in self.microbatches(
-            batch, tokens_per_microbatch, share_prompts=not record_experts
+        for micro in self._in_step(
+            self.microbatches(batch, tokens_per_microbatch, share_prompts=not record_experts)
         ):
+            if micro is None:
+                self._take_part()
+                continue
             with self._replay.recorded() as chosen:
                 logp, _ = self.logprobs(micro.to(self.accelerator.device))
             flat[micro.positions] = logp.float().cpu()
@@ -228,7 +247,10 @@ class Policy:
         ones = [[1.0] * len(r.completions) for r in rollouts]
         batch = pack(unscored, ones, loss="token_mean", max_tokens=1)
         gap = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        for micro in self.microbatches(batch, _TOKENS_WITHOUT_GRADIENT):
+        for micro in self._in_step(self.microbatches(batch, _TOKENS_WITHOUT_GRADIENT)):
+            if micro is None:
+                self._take_part()
+                continue
             micro = micro.to(self.accelerator.device)
             assert micro.logp_sampler is not None
             gap += k3_sum(micro.logp_sampler, self.logprobs(micro)[0])
@@ -281,8 +303,21 @@ class Policy:
         summed: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
         return summed
 
+    def _in_step(self, micros: Iterator[MicroBatch]) -> Iterator[MicroBatch | None]:
+        """The micro-batches; of sharded weights then None while another process has more."""
+        return in_step(micros, self.sum_over_processes if self.is_sharded else None)
+
+    def _take_part(self, load: ExpertLoad | None = None) -> None:
+        """A pass that adds nothing, for the processes that need this one's shards."""
+        micro = idle_microbatch(self.pad_token_id).to(self.accelerator.device)
+        if load is not None:
+            load.mask = micro.attention_mask.bool()
+        logp, _ = self.logprobs(micro)
+        if torch.is_grad_enabled():
+            (0.0 * logp.sum()).backward()
+
     def _sum_gradients(self) -> None:
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 or self.is_sharded:
             return
         gradients = self.optimizer.gradients()
         flat = self.sum_over_processes(torch.cat([g.flatten() for g in gradients]))

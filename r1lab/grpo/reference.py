@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from r1lab.model.shard import fitted
 from r1lab.model.weights import ROUTER_BIAS
 
 
@@ -18,7 +19,8 @@ class Reference:
     Full weights: a copy of all of them. Adapters: a copy of these alone; fresh ones add nothing, so
     that the first reference is the base. The router bias is held too, as an option moves it. Costs
     as much memory as the trained weights, and no second model: a forward pass under the reference
-    is one of the model itself with the copies in its weights' place.
+    is one of the model itself with the copies in its weights' place. Of sharded weights it holds
+    the same rows.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -29,14 +31,19 @@ class Reference:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model computes as the reference, while inside; nothing of it may be updated there."""
-        kept = [tensor.data for tensor in self._own]
+        self._exchange()
         try:
-            for tensor, copy in zip(self._own, self._copies, strict=True):
-                tensor.data = copy
             yield
         finally:
-            for tensor, data in zip(self._own, kept, strict=True):
-                tensor.data = data
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """Values for values: sharded weights are gathered from memory that stays where it is."""
+        for tensor, copy in zip(self._own, self._copies, strict=True):
+            held = tensor.detach().clone()
+            tensor.copy_(copy)
+            copy.copy_(held)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -51,4 +58,4 @@ class Reference:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""
         for copy, saved in zip(self._copies, state["copies"], strict=True):
-            copy.copy_(saved)
+            copy.copy_(fitted(saved, copy))

@@ -5,6 +5,7 @@ What is saved of it when, and how it goes on, stands in `r1lab.grpo.keeper`.
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -38,6 +39,9 @@ from r1lab.verify import IsolatedRunner, Verifiers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+_SECONDS_TO_APPEAR = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ class Run:
             self.folder.recipe_path.write_text(dump_resolved(self.recipe))
             self.folder.log_event("resumed" if self.step else "started", step=self.step)
         self.accelerator.wait_for_everyone()
+        self._check_shared()
         self.accelerator.init_trackers("tracking")
 
     def _build_source(self, base_folder: Path) -> RolloutSource:
@@ -296,6 +301,20 @@ class Run:
     def _main_says(self, question: Callable[[], bool]) -> bool:
         """The main process's answer, on every process."""
         return any(self._gather([self.is_main and question()]))
+
+    def _check_shared(self) -> None:
+        """Every process writes its part of a checkpoint: all must see the main one's folder."""
+        for _ in range(_SECONDS_TO_APPEAR):  # a network's folders take a while to be seen
+            if self.folder.recipe_path.exists():
+                break
+            time.sleep(1)
+        seen = self._gather([(self.folder.recipe_path.exists(), self.rank, platform.node())])
+        for exists, rank, host in seen:
+            if not exists:
+                raise R1labError(
+                    f"output: process {rank} (on {host}) does not see {self.folder.path} as the "
+                    "main process made it; name a folder that all machines share with --output"
+                )
 
     def _stop_together(self) -> None:
         """Among several processes: stop here, at the same step, if any of them was signalled."""

@@ -14,12 +14,16 @@ from typing import Any
 
 import torch
 
+from r1lab.model.shard import fitted, whole
+
 
 class MasterAdamW:
     """AdamW (arXiv 1711.05101) on float32 masters of `parameters`.
 
     `zero_grad` before the first backward of an update, then `step`. Where several processes train,
-    whoever owns them sums `gradients()` over them, in place, before the step.
+    whoever owns them sums `gradients()` over them, in place, before the step. Of sharded weights
+    (`r1lab.model.shard`) each process has its rows of masters and moments, and of the gradient,
+    which is summed as it arises.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class MasterAdamW:
 
     def gradient_norm(self) -> float:
         """The norm of all gradients together."""
-        return float(torch.nn.utils.get_total_norm(self.gradients()))
+        return float(whole(torch.nn.utils.get_total_norm(self.gradients())))
 
     def step(self, learning_rate: float, max_grad_norm: float, norm: float | None = None) -> float:
         """Clip, update, round into the working weights; return the norm before clipping.
@@ -100,9 +104,18 @@ class MasterAdamW:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state; the working weights are rounded from its masters."""
-        self.adamw.load_state_dict(state["adamw"])
+        # Moments are counted in the order of the groups, not of the masters.
+        counted = [master for group in self.adamw.param_groups for master in group["params"]]
+        moments = {
+            index: {
+                name: value if name == "step" else fitted(value, counted[index])
+                for name, value in of_master.items()
+            }
+            for index, of_master in state["adamw"]["state"].items()
+        }
+        self.adamw.load_state_dict({**state["adamw"], "state": moments})
         for master, saved in zip(self.masters, state["masters"], strict=True):
-            master.copy_(saved)
+            master.copy_(fitted(saved, master))
         self.write_working_weights()
 
 

@@ -9,13 +9,14 @@ rounding each time (Hu et al. 2021, arXiv 2106.09685, for the update itself).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from r1lab.model.quantize import dequantized
+from r1lab.model.shard import class_of, gathered, is_sharded, units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,16 +32,16 @@ def checkpoint_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Tensors keep the model's dtype, the router bias its float32. They may share storage with the
     model: consume them before the next update. A tied `lm_head` is left out, as in checkpoints.
-    Under sharding (DTensor) every process must iterate, since each tensor is gathered whole.
+    Sharded weights are gathered layer by layer, into copies: every process must iterate to the end.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
     base = base_model(model)
-    weights = {name: _whole(tensor) for name, tensor in merged_state(model).items()}
-    if base.config.tie_word_embeddings:
-        for name in base.all_tied_weights_keys:
-            weights.pop(name, None)
-    yield from revert_weight_conversion(base, weights).items()
+    for weights in _gathered_states(base) if is_sharded(base) else (merged_state(model),):
+        if base.config.tie_word_embeddings:
+            for name in base.all_tied_weights_keys:
+                weights.pop(name, None)
+        yield from revert_weight_conversion(base, weights).items()
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -54,44 +55,80 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of the model without adapters, each adapted weight as base + delta."""
     base = base_model(model)
     if base is model:
-        return dict(model.state_dict())
-    from peft.tuners.lora import LoraLayer
-
+        return {name: tensor.detach() for name, tensor in model.state_dict().items()}
     full = dequantized(base)
     state = {
         _plain(name): full.get(name, tensor)
         for name, tensor in base.state_dict().items()
         if ".lora_" not in name and not _belongs_to(name, full)
     }
+    _add_adapters(state, base.named_modules())
+    return state
+
+
+def _gathered_states(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+    """`merged_state` of a sharded model in pieces: each layer, then the rest."""
+    left = set(base.state_dict())
+    for unit_name, unit in units(base):
+        prefix = f"{unit_name}." if unit_name else ""
+        with gathered(unit):
+            tensors = (*base.named_parameters(remove_duplicate=False), *base.named_buffers())
+            state = {
+                _plain(name): tensor.detach().clone()
+                for name, tensor in tensors
+                if name in left and name.startswith(prefix) and ".lora_" not in name
+            }
+            modules = unit.named_modules(prefix=unit_name)
+            _add_adapters(state, modules if unit_name else ())  # none stands outside of layers
+        left = {name for name in left if not name.startswith(prefix)}
+        yield state
+
+
+def _add_adapters(state: dict[str, Tensor], modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Put base + delta in the place of each weight in `state` that one of `modules` adapts."""
+    from peft.tuners.lora import LoraLayer
+
     # Nested wrappers (two adapted parameters of one module) adapt different parameters, so the
     # order in which they are visited is of no matter.
-    for name, module in base.named_modules():
+    for name, module in modules:
         if isinstance(module, LoraLayer):
             key = f"{_plain(name)}.{getattr(module, 'parameter_name', 'weight')}"
             for adapter in module.active_adapters:
                 state[key] = _add_delta(module, adapter, state[key])
-    return state
 
 
 def save_checkpoint_folder(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    is_main: bool = True,
 ) -> None:
-    """Write an ordinary Hugging Face folder: merged weights, configuration and tokenizer."""
+    """Write an ordinary Hugging Face folder: merged weights, configuration and tokenizer.
+
+    Every process calls it together, as sharded weights are gathered from all; the main one writes.
+    """
     from huggingface_hub import save_torch_state_dict
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     base = base_model(model)
-    # Copies: single experts are views of the fused tensor, and a file holds no views.
+    if not is_main:
+        if is_sharded(base):
+            for _ in checkpoint_weights(model):
+                pass
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Copies: single experts are views of the fused tensor, and a file holds no views. On the CPU: a
+    # GPU that trains shards has no room for the whole.
     weights = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
+        name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in checkpoint_weights(model)
     }
     save_torch_state_dict(weights, folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # as the other files; they are written for the owner alone
     config = base.config
-    config.architectures = [type(base).__name__]
+    config.architectures = [class_of(base).__name__]
     config.dtype = base.dtype
     if config.model_type == "deepseek_v3":
         # What transformers' router computes; vLLM reads it from here, and fails without it.
@@ -122,9 +159,3 @@ def _add_delta(module: Any, adapter: str, weight: Tensor) -> Tensor:
         return torch.baddbmm(weight, left, right, alpha=scaling)
     delta = module.get_delta_weight(adapter)
     return (weight.float() + delta.float()).to(weight.dtype)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor (DTensor) gathered, any other as it is; detached."""
-    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return gathered.detach()

@@ -198,6 +198,24 @@ class RolloutSource:
         check_fit(problems, prompts, max_tokens=max_tokens, limit=limit)
 
 
+def dealt_out(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
+    """The stream's state for one of `world_size` processes, from those that `states` saved.
+
+    As many as saved: each its own. Another number: the stream goes on after the furthest of them
+    (after dynamic sampling they have not all drawn as many), so that no question comes again, and
+    the groups that wait are dealt round.
+    """
+    if len(states) == world_size:
+        return states[rank]
+    furthest = max(state["position"] for state in states)
+    waiting = [group for state in states for group in state["waiting"]]
+    return {
+        **states[0],
+        "position": -(-furthest // world_size) * world_size,  # a multiple of it, rounded up
+        "waiting": waiting[rank::world_size],
+    }
+
+
 def _as_rollouts(
     problems: Sequence[Problem], prompts: Prompts, groups: Sequence[tuple[Completion, ...]]
 ) -> list[Rollout]:

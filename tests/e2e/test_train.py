@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from r1lab.run_folder import RunFolder
 from r1lab.verify.verifiers import TAKEN
 
 ROOT = Path(__file__).parents[2]
@@ -122,26 +123,53 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, tmp_path):
     assert before == after
 
 
-def test_resume_with_another_number_of_processes_is_refused_and_nothing_is_lost(
-    whole_run, tmp_path
-):
-    import shutil
-
-    other = tmp_path / "other"
-    shutil.copytree(whole_run, other)
-    for path in other.glob("checkpoints/*/manifest.json"):
-        manifest = json.loads(path.read_text())
-        path.write_text(json.dumps({**manifest, "num_processes": 2}))
-    refused = train(other, "--resume", check=False)
-    assert refused.returncode == 2 and "number of processes" in refused.stderr
-    assert lines(other) == lines(whole_run)
-
-
 def agreements(folder):
     """The sync_kl of the steps that trained on something; there is at least one."""
     found = [line["sync_kl"] for line in lines(folder) if line["sync_kl"] is not None]
     assert found
     return found
+
+
+def launched(launcher):
+    config = ROOT / "recipes" / "accelerate" / launcher
+    return ("accelerate.commands.launch", f"--config_file={config}", "-m")
+
+
+def questions(folder, step):
+    return {row["problem_id"] for row in RunFolder(folder).rollouts(step)}
+
+
+@pytest.mark.long  # the parity tests do it without vLLM
+def test_a_run_of_one_process_goes_on_in_two_with_its_model_in_shards(whole_run, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(whole_run, other)
+    shutil.rmtree(other / "checkpoints" / "step-3")
+    done = train(other, "--resume", launch=launched("two_processes_fsdp2_cpu.yaml"))
+    assert "step-2 is of another number of processes (1) than this launch (2)" in done.stdout
+    assert lines(other)[:2] == lines(whole_run)[:2]
+    # Other samples of the same questions, by the same weights.
+    assert questions(other, 3) == questions(whole_run, 3)
+    assert agreements(other)[-1] < 1e-2
+    files = {p.name for p in (other / "checkpoints" / "step-3").iterdir()}
+    assert files == {"rank-0.pt", "rank-1.pt", "model", "manifest.json"}
+
+
+def test_two_processes_train_shards_and_one_goes_on(tmp_path):
+    """Shares that are unequal after dynamic sampling; a checkpoint of shards in one process."""
+    settings = ("--algorithm.dynamic_sampling=true", "--optimizer.schedule=constant")
+    run = tmp_path / "run"
+    shards = launched("two_processes_fsdp2_cpu.yaml")
+    train(run, *settings, "--steps=2", launch=shards)
+    before = lines(run)
+    assert len(before) == 2 and all(kl < 1e-2 for kl in agreements(run))
+    done = train(run, *settings, "--resume")
+    assert "step-2 is of another number of processes (2) than this launch (1)" in done.stdout
+    assert lines(run)[:2] == before and len(lines(run)) == 3
+    assert all(kl < 1e-2 for kl in agreements(run))
+    seen = [questions(run, step) for step in (1, 2, 3)]
+    assert not seen[2] & (seen[0] | seen[1]), "no question comes again"
 
 
 def test_lora_trains_attention_dense_and_experts(tmp_path):
@@ -153,11 +181,10 @@ def test_lora_trains_attention_dense_and_experts(tmp_path):
 
 
 def test_two_processes_share_the_questions_and_agree(tmp_path):
-    config = ROOT / "recipes" / "accelerate" / "two_processes_cpu.yaml"
     train(
         tmp_path / "two", "--algorithm.loss=bnpo", "--algorithm.num_minibatches=2",
         "--algorithm.advantage=reinforce_pp", "--algorithm.dynamic_sampling=true",
-        launch=("accelerate.commands.launch", f"--config_file={config}", "-m"),
+        launch=launched("two_processes_cpu.yaml"),
     )  # fmt: skip
     steps = lines(tmp_path / "two")
     # 4 questions of 4 each, and those that were asked in the place of empty ones.

@@ -36,6 +36,7 @@ LEVELS = (
     ("r1lab.recipe_section", "r1lab.recipe_watch", "r1lab.recipe_algorithm"),
     ("r1lab.recipe",),
     (
+        "r1lab.launch",
         "r1lab.problems",
         "r1lab.recipe_errors",
         "r1lab.registry",
@@ -103,6 +104,7 @@ LIGHT = (
     "r1lab.cli_rewards",
     "r1lab.doctor.examine",
     "r1lab.hints",
+    "r1lab.launch",
     "r1lab.model.files",
     "r1lab.plain_yaml",
     "r1lab.precision",

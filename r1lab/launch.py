@@ -1,0 +1,105 @@
+"""What a launcher asks of this process, read from its environment. Nothing here imports torch.
+
+How a model lies over processes is the launch's choice and not the recipe's: `accelerate launch`
+with an FSDP configuration shards it, any other keeps a whole copy in each process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from r1lab.recipe import TrainRecipe
+from r1lab.types import RecipeError
+
+_FSDP2 = "recipes/accelerate/fsdp2.yaml"
+# What an FSDP configuration may ask for beside sharding, and the one value that is had here.
+_FSDP_SETTINGS = {
+    "FSDP_VERSION": ("fsdp_version", "2", "torch's fully_shard is what is called"),
+    "FSDP_RESHARD_AFTER_FORWARD": (
+        "fsdp_reshard_after_forward", "true", "layers are given up after each pass",
+    ),
+    "FSDP_OFFLOAD_PARAMS": (
+        "fsdp_offload_params", "false", "shards stay on the device that trains them",
+    ),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        "fsdp_activation_checkpointing", "false",
+        "lower algorithm.tokens_per_microbatch where activations do not fit",
+    ),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": (
+        "fsdp_cpu_ram_efficient_loading", "false", "every process reads the base itself",
+    ),
+}  # fmt: skip
+_OTHER_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+
+
+def process_rank() -> int:
+    """This process among those that a launcher started (0 without one)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def num_processes() -> int:
+    """How many processes a launcher started (1 without one)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wants_shards(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launch asks for a model in shards; with one process there is nothing to part."""
+    return num_processes() > 1 and _is_on(environment, "ACCELERATE_USE_FSDP")
+
+
+def check_launch(
+    recipe: TrainRecipe, world: int, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Refuse a launch of `world` processes that this recipe cannot run on; raises RecipeError."""
+    for name, engine in _OTHER_ENGINES.items():
+        if _is_on(environment, name):
+            raise RecipeError(
+                f"accelerate launch: {engine} owns the optimiser and the gradients, which are the "
+                "step's own here, and is not supported; FSDP2 shards as ZeRO-3 does: "
+                f"--config_file {_FSDP2}"
+            )
+    if _is_on(environment, "ACCELERATE_USE_FSDP"):
+        _check_fsdp(recipe, environment)
+    _check_shares(recipe, world)
+
+
+def _check_fsdp(recipe: TrainRecipe, environment: Mapping[str, str]) -> None:
+    for name, (key, only, why) in _FSDP_SETTINGS.items():
+        value = environment.get(name, only).lower()
+        if value != only:
+            raise RecipeError(
+                f"accelerate launch: {key}: {value} is not possible, only {only} is ({why}); see "
+                f"{_FSDP2}"
+            )
+    if recipe.model.lora is not None and recipe.model.lora.four_bit:
+        raise RecipeError(
+            "model.lora.four_bit: four-bit weights cannot be sharded; set it to false, or launch "
+            "without FSDP"
+        )
+
+
+def _check_shares(recipe: TrainRecipe, world: int) -> None:
+    """Every process must have questions of each step, and held-out problems, to ask."""
+    questions, held_out = recipe.sampling.questions_per_step, recipe.evaluation.num_problems
+    for key, count in (
+        ("sampling.questions_per_step", questions), ("evaluation.num_problems", held_out),
+    ):  # fmt: skip
+        if count < world:
+            raise RecipeError(
+                f"{key}: {count} cannot be shared by {world} processes; take {world} or more, or "
+                "launch fewer (--num_processes)"
+            )
+    if questions % world:
+        raise RecipeError(
+            f"sampling.questions_per_step: {questions} cannot be shared evenly by {world} "
+            f"processes; take a multiple of {world}"
+        )
+
+
+def _is_on(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "false").lower() in ("true", "1")
