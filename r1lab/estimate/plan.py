@@ -1,0 +1,245 @@
+"""The estimate of a recipe on a cluster: how it is laid out, whether it fits, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from r1lab.estimate.constants import LENGTH_SPREAD, MEAN_OF_CAP
+from r1lab.estimate.hardware import GIB, Cluster
+from r1lab.estimate.memory import Memory, memory_of, trained_parameters
+from r1lab.estimate.shape import ModelShape
+from r1lab.estimate.timing import LAYOUTS, Layout, StepTime, step_time
+from r1lab.estimate.workload import Workload
+
+_REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128)
+_SMALLER = "a smaller model, or shorter responses (--sampling.max_tokens)"
+_LARGER: dict[Layout, str] = {
+    "sharded": " with the state divided over them (FSDP2 or ZeRO-3)",
+    "megatron": ", and a trainer that recomputes activations, with expert and pipeline parallelism "
+    "(--layout megatron counts one; r1lab's own does neither)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run needs: one device's memory, a step's seconds, the run's hours and price.
+
+    `step` is None where it does not fit. `price` is dollars for an hour of one device, None where
+    none was given and none is usual.
+    `changes` say what would make it fit, `assumed` what was taken where the recipe is silent.
+    """
+
+    model: str
+    shape: ModelShape
+    work: Workload
+    cluster: Cluster
+    layout: Layout
+    replica: int
+    memory: Memory
+    step: StepTime | None
+    price: float | None
+    changes: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+    @property
+    def hours(self) -> float | None:
+        """Of all steps; evaluations and checkpoints come on top. None where it does not fit."""
+        return None if self.step is None else self.work.steps * self.step.total / 3600
+
+    @property
+    def device_hours(self) -> float | None:
+        """Hours times devices."""
+        return None if self.hours is None else self.hours * self.cluster.count
+
+    @property
+    def dollars(self) -> float | None:
+        """At the price of a device's hour."""
+        if self.price is None or self.device_hours is None:
+            return None
+        return self.device_hours * self.price
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file: bytes, seconds, hours, dollars."""
+        return {
+            "model": self.model,
+            "parameters": self.shape.parameters,
+            "active_parameters": self.shape.active_parameters,
+            "trained_parameters": trained_parameters(self.shape, self.work),
+            "cluster": {"device": self.cluster.device.name, "count": self.cluster.count},
+            "layout": self.layout,
+            "devices_of_a_sampler": self.replica,
+            "memory": {
+                "parts": {part.name: part.size for part in self.memory.parts},
+                "peak": self.memory.peak,
+                "capacity": self.memory.capacity,
+                "fits": self.memory.fits,
+            },
+            "seconds_of_a_step": None
+            if self.step is None
+            else asdict(self.step) | {"total": self.step.total},
+            "steps": self.work.steps,
+            "hours": self.hours,
+            "device_hours": self.device_hours,
+            "dollars": self.dollars,
+            "changes": list(self.changes),
+            "assumed": list(self.assumed),
+        }
+
+
+def estimate(
+    model: str,
+    shape: ModelShape,
+    work: Workload,
+    cluster: Cluster,
+    *,
+    layout: Layout | None = None,
+    price: float | None = None,
+    assumed: Iterable[str] = (),
+) -> Estimate:
+    """Lay a workload out on a cluster and count. Without a `layout`: the first that fits.
+
+    That is the whole trainer in each process where there is room, else its state divided over all
+    devices; the sampler takes as few devices as hold it.
+    """
+    tried = list(LAYOUTS[:2]) if cluster.count > 1 else [LAYOUTS[0]]
+    if layout is not None:
+        tried = [layout]
+    options = [_laid_out(shape, work, cluster, name) for name in tried]
+    chosen = next((option for option in options if option[2].fits), options[-1])
+    name, replica, memory = chosen
+    step = None
+    if memory.fits:
+        step = step_time(shape, work, cluster, layout=name, replica=replica)
+    return Estimate(
+        model=model,
+        shape=shape,
+        work=work,
+        cluster=cluster,
+        layout=name,
+        replica=replica,
+        memory=memory,
+        step=step,
+        price=cluster.device.price if price is None else price,
+        changes=() if memory.fits else tuple(_changes(shape, work, cluster, name, replica)),
+        assumed=(*assumed, *_assumptions(work, cluster, name)),
+    )
+
+
+def _laid_out(
+    shape: ModelShape, work: Workload, cluster: Cluster, layout: Layout
+) -> tuple[Layout, int, Memory]:
+    shards = 1 if layout == "replicated" else cluster.count
+    replicas = [1] if layout == "replicated" else [r for r in _REPLICAS if r <= cluster.count]
+    found = None
+    for replica in replicas:
+        memory = memory_of(
+            shape, work, cluster.device, shards=shards, replica=replica,
+            num_processes=cluster.count, recompute=layout == "megatron",
+        )  # fmt: skip
+        found = (layout, replica, memory)
+        if memory.fits and has_cache(shape, work, memory):
+            break
+    assert found is not None
+    return found
+
+
+def has_cache(shape: ModelShape, work: Workload, memory: Memory) -> bool:
+    """Whether a sampler's cache holds one whole sequence, over all its devices."""
+    if work.engine != "vllm":
+        return True
+    needed = (work.prompt + work.longest) * shape.cache_numbers() * work.bytes_each
+    return memory.size_of("KV cache") >= needed
+
+
+def _changes(
+    shape: ModelShape, work: Workload, cluster: Cluster, layout: Layout, replica: int
+) -> list[str]:
+    """What would make it fit, each tried by itself, the least change first; else more devices."""
+    shards = 1 if layout == "replicated" else cluster.count
+
+    def fits(changed: Workload, count: int = cluster.count, over: int = shards) -> bool:
+        return memory_of(
+            shape, changed, cluster.device, shards=over, replica=replica, num_processes=count
+        ).fits
+
+    found = []
+    least = int(work.prompt + work.longest)
+    if work.microbatch > least and fits(replace(work, microbatch=least)):
+        found.append(f"--algorithm.tokens_per_microbatch {least}")
+    for share in (0.3, 0.2):
+        if not cluster.device.is_cpu and share < work.gpu_share:
+            tried = replace(work, gpu_share=share)
+            weights = work.bytes_each * shape.parameters / replica
+            if fits(tried) and weights < 0.8 * share * cluster.device.memory:
+                found.append(f"--sampling.gpu_memory_utilization {share:g}")
+                break
+    if work.lora is None:
+        from r1lab.recipe import LoraSettings
+
+        if fits(replace(work, lora=LoraSettings(rank=16))):
+            found.append("--model.lora '{rank: 16}' (adapters in place of full weights)")
+        if fits(replace(work, lora=LoraSettings(rank=16), microbatch=least)):
+            found.append(f"the same with --algorithm.tokens_per_microbatch {least}")
+    if found or cluster.device.is_cpu:
+        return found or [_SMALLER]
+    shorter = f" and --algorithm.tokens_per_microbatch {least}"
+    for name, what in _LARGER.items():
+        for changed, also in ((work, ""), (replace(work, microbatch=least), shorter)):
+            count = _devices_needed(shape, changed, cluster, name)
+            if count:
+                return [f"{count} x {cluster.device.name}{what}{also}"]
+    return [_SMALLER]
+
+
+def _devices_needed(
+    shape: ModelShape, work: Workload, cluster: Cluster, layout: Layout
+) -> int | None:
+    """The least power of two of devices, beyond those there are, that a layout fits on."""
+    for power in range(1, 13):
+        larger = replace(cluster, count=2**power)
+        if larger.count > cluster.count and _laid_out(shape, work, larger, layout)[2].fits:
+            return larger.count
+    return None
+
+
+def _assumptions(work: Workload, cluster: Cluster, layout: Layout) -> list[str]:
+    notes = []
+    if layout == "sharded":
+        notes.append("the trainer's state is divided over all devices (FSDP2 or ZeRO-3)")
+    if layout == "megatron":
+        notes.append(
+            "expert and pipeline parallel training whose traffic is hidden; r1lab's own trainer "
+            "does not do it"
+        )
+    if cluster.device.is_cpu:
+        notes.append("this machine's speed, measured just now; other work on it counts")
+    notes.append(f"response lengths are log-normal, spread {LENGTH_SPREAD:g}, cut at the cap")
+    return notes
+
+
+def mean_assumption(work: Workload) -> str:
+    """What is said where the mean length was not given."""
+    return (
+        f"mean response of {work.mean:.0f} tokens, {MEAN_OF_CAP:g} of the cap: say better with "
+        "--mean-tokens"
+    )
+
+
+def memory_rows(found: Estimate) -> list[tuple[str, float, str]]:
+    """(part, GiB of one device, note) of the table, in the order of `memory_of`."""
+    passing = [part for part in found.memory.parts if part.passing]
+    largest = max(passing, key=lambda part: part.size, default=None)
+    rows = [(p.name, p.size / GIB, "") for p in found.memory.parts if not p.passing]
+    for part in passing:
+        note = "for a moment; the largest of these counts" if part is largest else "for a moment"
+        rows.append((part.name, part.size / GIB, note))
+    return rows
+
+
+def known_sizes() -> Mapping[str, Mapping[str, Any]]:
+    """The configurations that r1lab can make by name, as values of a config.json."""
+    from r1lab.model.config import SIZES, size_values
+
+    return {name: {"model_type": "deepseek_v3", **size_values(name)} for name in SIZES}
