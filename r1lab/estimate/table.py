@@ -8,37 +8,30 @@ from r1lab.estimate.constants import OPEN_FRAMEWORKS
 from r1lab.estimate.hardware import GIB
 from r1lab.estimate.memory import trained_parameters
 from r1lab.estimate.plan import Estimate, memory_rows
+from r1lab.estimate.timing import StepTime
 
 
 def table(found: Estimate) -> str:
-    """All of it, in lines of at most a hundred signs or so."""
-    return "\n".join(
-        [
-            *_heading(found),
-            "",
-            *_memory(found),
-            "",
-            *_time(found),
-            "",
-            *_cost(found),
-            *_notes(found),
-        ]
-    )
+    """All of it. Where it does not fit there is no time and no cost."""
+    lines = [*_heading(found), "", *_memory(found), ""]
+    if found.step is not None:
+        lines += [*_time(found.step), "", *_cost(found), ""]
+    return "\n".join([*lines, *_notes(found)])
 
 
 def brief(found: Estimate) -> str:
     """Three lines, for a dry run."""
     memory = found.memory
     verdict = "fits" if memory.fits else "does NOT fit: " + "; or ".join(found.changes[:2])
-    return "\n".join(
-        (
-            f"estimate on {found.cluster.name}: {_gib(memory.peak)} of {_gib(memory.capacity)} "
-            f"each, {verdict}",
-            f"  {found.step.total:.3g} s a step, {_duration(found.hours)} in all"
-            + (f", {_money(found)}" if found.dollars is not None else ""),
-            "  (r1lab estimate has the parts, other hardware and what is assumed)",
-        )
-    )
+    lines = [
+        f"estimate on {found.cluster.name}: {memory.peak / GIB:.1f} of "
+        f"{memory.capacity / GIB:.1f} GiB each, {verdict}"
+    ]
+    if found.step is not None and found.hours is not None:
+        cost = "" if found.dollars is None else f", {_money(found.dollars)}"
+        lines.append(f"  {found.step.total:.2g} s a step, {_duration(found.hours)} in all{cost}")
+    lines.append("  (r1lab estimate has the parts, other hardware, and what is assumed)")
+    return "\n".join(lines)
 
 
 def _heading(found: Estimate) -> Iterator[str]:
@@ -51,13 +44,12 @@ def _heading(found: Estimate) -> Iterator[str]:
         f"{work.num_sequences:,} responses a step of {work.mean:.0f} tokens on average, "
         f"{work.longest:,} at most, behind prompts of {work.prompt:.0f}"
     )
-    spread = (
-        "every process has the whole trainer and a sampler"
-        if found.layout == "replicated" and found.cluster.count > 1
-        else f"state divided over all, samplers of {found.replica} each"
-        if found.layout != "replicated"
-        else "trainer and sampler in one process"
-    )
+    if found.layout != "replicated":
+        spread = f"state divided over all, samplers of {found.replica} each"
+    elif found.cluster.count > 1:
+        spread = "every process has the whole trainer and a sampler"
+    else:
+        spread = "trainer and sampler in one process"
     yield f"on {found.cluster.name}: {spread}"
 
 
@@ -66,45 +58,53 @@ def _memory(found: Estimate) -> Iterator[str]:
     yield f"{'memory of each device':24} {'GiB':>9}"
     for name, size, note in memory_rows(found):
         yield f"  {name:22} {size:9.3f}  {note}".rstrip()
-    room = memory.capacity / GIB
     verdict = "fits" if memory.fits else "does NOT fit"
-    yield f"  {'at its peak':22} {memory.peak / GIB:9.3f}  {verdict} in {room:.1f} GiB"
+    yield (
+        f"  {'at its peak':22} {memory.peak / GIB:9.3f}  {verdict} in "
+        f"{memory.capacity / GIB:.1f} GiB"
+    )
     for change in found.changes:
         yield f"    -> {change}"
 
 
-def _time(found: Estimate) -> Iterator[str]:
-    step = found.step
+def _time(step: StepTime) -> Iterator[str]:
     yield f"{'time of a step':24} {'s':>9}"
-    parts = (
-        ("sampling", step.sampling), ("log-probs, reference", step.scoring),
-        ("training", step.training), ("weight sync", step.sync), ("all else", step.fixed),
-    )  # fmt: skip
-    for name, seconds in parts:
+    parts = {
+        "sampling": step.sampling,
+        "log-probs, reference": step.scoring,
+        "training": step.training,
+        "weight sync": step.sync,
+        "all else": step.fixed,
+    }
+    for name, seconds in parts.items():
         if seconds:
-            yield f"  {name:22} {seconds:9.3g}  {seconds / step.total:4.0%}"
-    yield f"  {'together':22} {step.total:9.3g}"
+            yield f"  {name:22} {seconds:9.2f}  {seconds / step.total:4.0%}"
+    yield f"  {'together':22} {step.total:9.2f}"
 
 
 def _cost(found: Estimate) -> Iterator[str]:
-    cluster = found.cluster
-    yield f"{found.work.steps:,} steps: {_duration(found.hours)}"
-    if cluster.device.is_cpu:
-        return
-    yield f"  {found.device_hours:,.3g} GPU hours, {_money(found)} at {found.price:g} dollars each"
-    low, high = OPEN_FRAMEWORKS
-    yield (
-        f"  open frameworks have taken {low:g} to {high:g} times such an estimate: count on "
-        f"{_duration(low * found.hours)} to {_duration(high * found.hours)}"
-    )
+    hours, spent, dollars = found.hours, found.device_hours, found.dollars
+    assert hours is not None and spent is not None
+    is_cpu = found.cluster.device.is_cpu
+    yield f"{found.work.steps:,} steps: {_duration(hours)}"
+    if dollars is not None:
+        kind = "hours" if is_cpu else "GPU hours"
+        count = f"{spent:,.0f}" if spent >= 10 else f"{spent:.2g}"
+        yield f"  {count} {kind}, {_money(dollars)} at {found.price:g} dollars each"
+    if not is_cpu:
+        low, high = OPEN_FRAMEWORKS
+        yield (
+            f"  open frameworks have taken {low:g} to {high:g} times such an estimate: count on "
+            f"{_duration(low * hours)} to {_duration(high * hours)}"
+        )
 
 
 def _notes(found: Estimate) -> Iterator[str]:
-    yield ""
     yield "assumed:"
     for note in found.assumed:
         yield f"  - {note}"
-    yield "  - evaluations, checkpoints and the start-up are not counted"
+    if found.step is not None:
+        yield "  - evaluations, checkpoints and the start-up are not counted"
 
 
 def _count(number: float) -> str:
@@ -112,10 +112,6 @@ def _count(number: float) -> str:
         if number >= size:
             return f"{number / size:.4g}{unit}"
     return f"{number:.0f}"
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
 
 
 def _duration(hours: float) -> str:
@@ -128,7 +124,5 @@ def _duration(hours: float) -> str:
     return f"{hours * 3600:.0f} seconds"
 
 
-def _money(found: Estimate) -> str:
-    dollars = found.dollars
-    assert dollars is not None
+def _money(dollars: float) -> str:
     return f"{dollars:,.0f} dollars" if dollars >= 10 else f"{dollars:.2f} dollars"
