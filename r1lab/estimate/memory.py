@@ -37,10 +37,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The parts on one device, and what it has."""
+    """The parts on one device, what it has, and the least that its cache must hold."""
 
     parts: tuple[Part, ...]
     capacity: float
+    cache_needed: float = 0.0
 
     @property
     def held(self) -> float:
@@ -54,8 +55,13 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether the device has so much."""
-        return self.peak <= self.capacity
+        """Whether the device has so much, and the sampler's cache holds one whole sequence."""
+        return self.peak <= self.capacity and self.has_cache
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the sampler's cache holds one whole sequence."""
+        return self.size_of("KV cache") >= self.cache_needed
 
     def size_of(self, name: str) -> float:
         """Bytes of a part; 0 where there is none of that name."""
@@ -77,7 +83,11 @@ def memory_of(
         Part("libraries", CPU_RUNTIME if device.is_cpu else GPU_RUNTIME),
         *_passing(shape, work, shards, num_processes, recompute),
     ]
-    return Memory(tuple(part for part in parts if part.size), device.memory)
+    needed = 0.0
+    if work.engine == "vllm":
+        numbers = shape.cache_numbers(decompressed=device.is_cpu)
+        needed = (work.prompt + work.longest) * numbers * work.bytes_each / replica
+    return Memory(tuple(part for part in parts if part.size), device.memory, needed)
 
 
 def trained_parameters(shape: ModelShape, work: Workload) -> int:

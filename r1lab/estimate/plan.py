@@ -12,6 +12,7 @@ from r1lab.estimate.memory import Memory, memory_of, trained_parameters
 from r1lab.estimate.shape import ModelShape
 from r1lab.estimate.timing import LAYOUTS, Layout, StepTime, step_time
 from r1lab.estimate.workload import Workload
+from r1lab.recipe import LoraSettings
 
 _REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SMALLER = "a smaller model, or shorter responses (--sampling.max_tokens)"
@@ -107,8 +108,7 @@ def estimate(
     if layout is not None:
         tried = [layout]
     options = [_laid_out(shape, work, cluster, name) for name in tried]
-    chosen = next((option for option in options if option[2].fits), options[-1])
-    name, replica, memory = chosen
+    name, replica, memory = next((o for o in options if o[2].fits), options[-1])
     step = None
     if memory.fits:
         step = step_time(shape, work, cluster, layout=name, replica=replica)
@@ -139,64 +139,66 @@ def _laid_out(
             num_processes=cluster.count, recompute=layout == "megatron",
         )  # fmt: skip
         found = (layout, replica, memory)
-        if memory.fits and has_cache(shape, work, memory):
+        if memory.fits:
             break
     assert found is not None
     return found
 
 
-def has_cache(shape: ModelShape, work: Workload, memory: Memory) -> bool:
-    """Whether a sampler's cache holds one whole sequence, over all its devices."""
-    if work.engine != "vllm":
-        return True
-    needed = (work.prompt + work.longest) * shape.cache_numbers() * work.bytes_each
-    return memory.size_of("KV cache") >= needed
-
-
 def _changes(
     shape: ModelShape, work: Workload, cluster: Cluster, layout: Layout, replica: int
 ) -> list[str]:
-    """What would make it fit, each tried by itself, the least change first; else more devices."""
+    """What would make it fit: each change by itself; else several together; else more devices."""
     shards = 1 if layout == "replicated" else cluster.count
 
-    def fits(changed: Workload, count: int = cluster.count, over: int = shards) -> bool:
+    def fits(changed: Workload) -> bool:
         return memory_of(
-            shape, changed, cluster.device, shards=over, replica=replica, num_processes=count
-        ).fits
+            shape, changed, cluster.device, shards=shards, replica=replica,
+            num_processes=cluster.count, recompute=layout == "megatron",
+        ).fits  # fmt: skip
 
-    found = []
-    least = int(work.prompt + work.longest)
-    if work.microbatch > least and fits(replace(work, microbatch=least)):
-        found.append(f"--algorithm.tokens_per_microbatch {least}")
-    for share in (0.3, 0.2):
-        if not cluster.device.is_cpu and share < work.gpu_share:
-            tried = replace(work, gpu_share=share)
-            weights = work.bytes_each * shape.parameters / replica
-            if fits(tried) and weights < 0.8 * share * cluster.device.memory:
-                found.append(f"--sampling.gpu_memory_utilization {share:g}")
-                break
-    if work.lora is None:
-        from r1lab.recipe import LoraSettings
-
-        if fits(replace(work, lora=LoraSettings(rank=16))):
-            found.append("--model.lora '{rank: 16}' (adapters in place of full weights)")
-        if fits(replace(work, lora=LoraSettings(rank=16), microbatch=least)):
-            found.append(f"the same with --algorithm.tokens_per_microbatch {least}")
-    if found or cluster.device.is_cpu:
-        return found or [_SMALLER]
-    shorter = f" and --algorithm.tokens_per_microbatch {least}"
+    options = _options(work, cluster)
+    single = [words for words, change in options if fits(replace(work, **change))]
+    if single:
+        return single
+    together, words_of = work, []
+    for words, change in options:
+        together = replace(together, **change)
+        words_of.append(words)
+        if fits(together):
+            return [" ".join(words_of)]
     for name, what in _LARGER.items():
-        for changed, also in ((work, ""), (replace(work, microbatch=least), shorter)):
+        for changed, also in ((work, ""), (replace(work, **options[0][1]), f", {options[0][0]}")):
             count = _devices_needed(shape, changed, cluster, name)
             if count:
                 return [f"{count} x {cluster.device.name}{what}{also}"]
     return [_SMALLER]
 
 
+def _options(work: Workload, cluster: Cluster) -> list[tuple[str, dict[str, Any]]]:
+    """(what to put on the command line, what it changes), the least change first."""
+    least = int(work.prompt + work.longest) + 1
+    found: list[tuple[str, dict[str, Any]]] = [
+        (f"--algorithm.tokens_per_microbatch {least}", {"microbatch": min(least, work.microbatch)})
+    ]
+    if cluster.device.is_cpu:
+        found.append(("--sampling.kv_cache_gib 0.25", {"kv_cache_gib": 0.25}))
+    else:
+        found.append(("--sampling.gpu_memory_utilization 0.3", {"gpu_share": 0.3}))
+    if work.lora is None:
+        found.append(("--model.lora '{rank: 16}'", {"lora": LoraSettings(rank=16)}))
+    if work.lora is None or not work.lora.four_bit:
+        lora = LoraSettings(rank=16, four_bit=True)
+        found.append(("--model.lora '{rank: 16, four_bit: true}'", {"lora": lora}))
+    return found
+
+
 def _devices_needed(
     shape: ModelShape, work: Workload, cluster: Cluster, layout: Layout
 ) -> int | None:
     """The least power of two of devices, beyond those there are, that a layout fits on."""
+    if cluster.device.is_cpu:
+        return None
     for power in range(1, 13):
         larger = replace(cluster, count=2**power)
         if larger.count > cluster.count and _laid_out(shape, work, larger, layout)[2].fits:

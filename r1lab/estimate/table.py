@@ -63,6 +63,9 @@ def _memory(found: Estimate) -> Iterator[str]:
         f"  {'at its peak':22} {memory.peak / GIB:9.3f}  {verdict} in "
         f"{memory.capacity / GIB:.1f} GiB"
     )
+    if not memory.has_cache:
+        needed = memory.cache_needed / GIB
+        yield f"  the cache does not hold one whole response, which takes {needed:.3f} GiB"
     for change in found.changes:
         yield f"    -> {change}"
 
