@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -125,7 +126,7 @@ def parse() -> argparse.Namespace:
     for name in options.only or ():
         if name not in known:
             parser.error(f"{name!r} is none of {', '.join(known)}")
-    if not options.smollm2 and not options.published and not options.only:
+    if not (options.smollm2 or options.published or options.only or options.measure):
         parser.error("give --smollm2 FOLDER, or --published, or --only nano_full nano_lora")
     return options
 
@@ -175,6 +176,7 @@ def empty_model(folder: Path) -> Path:
 
 def child(case: Case, folder: Path) -> float:
     """The case run and measured in a process of its own: MiB."""
+    shutil.rmtree(folder / "runs", ignore_errors=True)
     case.recipe(folder)
     environment = {
         **os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",

@@ -46,8 +46,8 @@ def published_rows() -> list[dict[str, Any]]:
         row(
             "R1-Zero, 10,400 steps", hours, 101_000, "H800 hours",
             "arXiv 2501.12948 v2, table 7: 512 GPUs, 198 hours. 8,192 responses a rollout, capped "
-            "at 32,768 tokens and 65,536 after step 8,200. Assumed: prompts of 200 tokens, samplers "
-            "of 32 GPUs in bfloat16 without speculation",
+            "at 32,768 tokens and 65,536 after step 8,200. Assumed: prompts of 200 tokens, "
+            "samplers of 32 GPUs in bfloat16 without speculation",
         ) | {"parts": parts},
     ]  # fmt: skip
     return [*rows, *map(reported, REPORTED)]

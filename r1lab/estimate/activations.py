@@ -100,8 +100,8 @@ class _Saved:
         trains = self.lora is None or self.lora.experts
         expert = b * ((3 if trains else 2) * shape.hidden + (4 if trains else 3) * mix.width)
         total = mix.top_k * (expert + _ROUTING) + (_FLOAT32 + 1) * mix.num_experts
-        if self.lora is None:
-            total += _FLOAT32 * shape.hidden  # the router's float32 input
+        if self.lora is None and shape.latent is not None:
+            total += _FLOAT32 * shape.hidden  # V3's router multiplies in float32
         if mix.shared_width:
             return total + self.feed_forward(mix.shared_width)
         return total + (b * shape.hidden if self.lora is None else 0)

@@ -153,7 +153,7 @@ def test_the_cache_of_a_token():
 
 
 def test_a_model_that_is_not_known_is_named_with_the_nearest():
-    with pytest.raises(RecipeError, match="'lama'.*did you mean 'llama'"):
+    with pytest.raises(RecipeError, match=r"'lama'.*did you mean 'llama'"):
         shape_of({"model_type": "lama"}, "mine")
     with pytest.raises(RecipeError, match="no hidden_size"):
         shape_of({"model_type": "llama", "num_attention_heads": 2}, "mine")
@@ -210,8 +210,8 @@ def test_lengths_have_their_mean_behind_the_cut(mean, cap):
 
 
 def test_the_spread_of_lengths_is_that_of_the_source():
-    lengths = lengths_of(500, 10**6)
-    median = next(at for at, _ in lengths.grid if lengths.surviving(at) < 0.5)
+    lengths = lengths_of(500, 40_000)
+    median = next(at for at in range(1, 500) if lengths.surviving(at) <= 0.5)
     assert 0.0005 < lengths.surviving(10 * median) < 0.002  # the 99.9th percentile
 
 
@@ -268,9 +268,8 @@ def test_the_published_costs_come_out_within_half(published):
     for what in ("DeepSeek-V3, pre-training on 14.8T tokens", "R1-Zero, 10,400 steps"):
         assert 1 / 1.5 < ratio[what] < 1.5
     # Nothing was fitted to these: they are reported, and are optimistic.
-    assert all(
-        0.1 < value < 1 for what, value in ratio.items() if what.startswith(("NeMo", "verl"))
-    )
+    steps = [value for what, value in ratio.items() if what.startswith(("NeMo", "verl"))]
+    assert len(steps) == 6 and all(0.1 < value < 1 for value in steps)
 
 
 # --- machines ---
@@ -280,11 +279,8 @@ def test_names_of_machines():
     assert parse_gpus("8xH100") == Cluster(DEVICES["h100"], 8)
     assert parse_gpus("NVIDIA GeForce RTX 4090") == Cluster(DEVICES["rtx4090"], 1)
     assert parse_gpus("cpu").device.is_cpu
-    for text, said in (
-        ("8xH10", "did you mean 'H100'"),
-        ("0xH100", "like 8xH100"),
-        ("", "none of"),
-    ):
+    wrong = {"8xH10": "did you mean 'H100'", "0xH100": "like 8xH100", "": "like 8xH100"}
+    for text, said in wrong.items():
         with pytest.raises(R1labError, match=said):
             parse_gpus(text)
 
@@ -306,7 +302,7 @@ def test_the_command(r1lab, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "fits in 79.0 GiB" in done.stdout and "GPU hours" in done.stdout
     found = json.loads((tmp_path / "it.json").read_text())
-    assert found["parameters"] == 1_936_912 or found["parameters"] > 1_900_000
+    assert found["parameters"] == 1_936_896
     assert found["memory"]["fits"] and found["seconds_of_a_step"]["total"] > 0
 
 
