@@ -75,13 +75,14 @@ def memory_of(
     """Memory of one of `num_processes` equal processes.
 
     The trainer's state is divided over `shards` of them, the sampler's weights over `replica`.
-    `recompute`: a forward keeps each layer's input alone, and the layers are divided as the state.
+    `recompute`: a forward keeps a layer's input alone, and what one layer needs for its backward is
+    divided over a node's devices (tensor or context parallel).
     """
     parts = [
         *_trainer(shape, work, shards),
         *_sampler(shape, work, device, replica),
         Part("libraries", CPU_RUNTIME if device.is_cpu else GPU_RUNTIME),
-        *_passing(shape, work, shards, num_processes, recompute),
+        *_passing(shape, work, shards, num_processes, device.per_node if recompute else 0),
     ]
     needed = 0.0
     if work.engine == "vllm":
@@ -144,15 +145,15 @@ def _sampler(shape: ModelShape, work: Workload, device: Device, replica: int) ->
 
 
 def _passing(
-    shape: ModelShape, work: Workload, shards: int, num_processes: int, recompute: bool
+    shape: ModelShape, work: Workload, shards: int, num_processes: int, recompute: int
 ) -> list[Part]:
     b, table = work.bytes_each, shape.embedding_parameters
     tokens = work.tokens_of_microbatch
     logits = min(tokens * shape.vocabulary, max(_MAX_LOGITS, shape.vocabulary))
     trained = trained_parameters(shape, work)
     saved = saved_bytes_per_token(shape, b, work.lora)
-    if recompute:  # the layers' inputs, and one layer's own
-        saved = b * shape.hidden + saved / shape.num_layers
+    if recompute:
+        saved = b * shape.hidden + saved / shape.num_layers / recompute
     activations = tokens * saved + LOGIT_COPIES * _FLOAT32 * logits
     activations += merged_expert_bytes(shape, b, work.lora) / (shards if recompute else 1)
     if shards > 1 and not recompute:

@@ -18,10 +18,12 @@ from r1lab.model.load import resolve_folder, shipped_models
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
 from r1lab.registry import load_mixture
-from r1lab.types import RecipeError
+from r1lab.types import R1labError, RecipeError
 
 _NUM_PROMPTS = 64  # whose mean length is taken
 _LETTERS_PER_TOKEN = 4  # of English, where there is no tokenizer to ask
+_UNKNOWN_PROMPT = 200.0  # tokens of a prompt where the problems do not lie here
+_OF_SIZE = {f"deepseek-ai/DeepSeek-{name}": "v3" for name in ("V3", "V3-Base", "R1", "R1-Zero")}
 
 
 def estimate_recipe(
@@ -51,14 +53,15 @@ def estimate_recipe(
 def find_config(path: str, *, gguf: bool = False) -> tuple[Mapping[str, Any], Path | None]:
     """(values of config.json, its folder or None) of a shipped base, a folder, size or hub name.
 
-    A size is a name of r1lab.model.config.SIZES (v3: DeepSeek-V3). Hub names are looked for in the
-    hub's cache alone. Raises RecipeError.
+    A size is a name of r1lab.model.config.SIZES (v3: DeepSeek-V3, also by its names on the hub).
+    Other hub names are looked for in the hub's cache alone. Raises RecipeError.
     """
     if gguf:
         raise RecipeError(
             "model.gguf_file: a GGUF holds no config.json to estimate from; name the folder of the "
             "same model in model.path"
         )
+    path = _OF_SIZE.get(path, path)
     sizes = known_sizes()
     is_place = path in shipped_models() or Path(path).expanduser().is_dir()
     if path in sizes and not is_place:
@@ -113,9 +116,13 @@ def _precision(recipe: TrainRecipe, cluster: Cluster) -> tuple[int, str]:
 
 def _prompt_tokens(recipe: TrainRecipe, folder: Path | None) -> tuple[float, str]:
     """(mean tokens of the first prompts, how they were counted)."""
-    mixture = load_mixture(recipe.problems, "train")
     template = TEMPLATES[recipe.template]
-    texts = [template.prompt(mixture[i].question) for i in range(_NUM_PROMPTS)]
+    try:
+        mixture = load_mixture(recipe.problems, "train")
+        texts = [template.prompt(mixture[i].question) for i in range(_NUM_PROMPTS)]
+    except R1labError:  # a set that has to be fetched first
+        note = f"prompts of {_UNKNOWN_PROMPT:.0f} tokens, as the problems could not be loaded"
+        return _UNKNOWN_PROMPT, note
     tokenizer = None if folder is None else quick_tokenizer(folder, recipe.model.path)
     if tokenizer is None:
         letters = sum(map(len, texts)) / len(texts)

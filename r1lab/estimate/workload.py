@@ -62,7 +62,7 @@ def workload_of(
         group_size=sampling.group_size,
         prompt=prompt,
         mean=mean if mean is not None else max(1.0, MEAN_OF_CAP * sampling.max_tokens),
-        longest=sampling.max_tokens,
+        longest=sampling.most_tokens,
         steps=recipe.steps,
         forwards=int(algorithm.updates_per_step > 1) + int(algorithm.kl_coefficient > 0),
         updates=algorithm.updates_per_step,
