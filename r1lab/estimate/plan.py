@@ -123,7 +123,7 @@ def estimate(
         step=step,
         price=cluster.device.price if price is None else price,
         changes=() if memory.fits else tuple(_changes(shape, work, cluster, name, replica)),
-        assumed=(*assumed, *_assumptions(work, cluster, name)),
+        assumed=(*assumed, *_assumptions(cluster, name, replica)),
     )
 
 
@@ -206,7 +206,7 @@ def _devices_needed(
     return None
 
 
-def _assumptions(work: Workload, cluster: Cluster, layout: Layout) -> list[str]:
+def _assumptions(cluster: Cluster, layout: Layout, replica: int) -> list[str]:
     notes = []
     if layout == "sharded":
         notes.append("the trainer's state is divided over all devices (FSDP2 or ZeRO-3)")
@@ -215,6 +215,10 @@ def _assumptions(work: Workload, cluster: Cluster, layout: Layout) -> list[str]:
             "expert and pipeline parallel training whose traffic is hidden; r1lab's own trainer "
             "does not do it"
         )
+    if replica > 1:
+        notes.append(
+            f"samplers of {replica} devices each; r1lab's own holds the whole model on one"
+        )  # fmt: skip
     if cluster.device.is_cpu:
         notes.append("this machine's speed, measured just now; other work on it counts")
     notes.append(f"response lengths are log-normal, spread {LENGTH_SPREAD:g}, cut at the cap")

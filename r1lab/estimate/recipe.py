@@ -43,11 +43,12 @@ def estimate_recipe(
     values, folder = find_config(path, gguf=recipe.model.gguf_file is not None)
     bytes_each, said = _precision(recipe, cluster)
     prompt, prompts = _prompt_tokens(recipe, folder)
-    work = workload_of(recipe, prompt=prompt, mean=mean, bytes_each=bytes_each)
+    shape = shape_of(values, path)
+    work = workload_of(
+        recipe, kind=shape.kind, prompt=prompt, mean=mean, bytes_each=bytes_each
+    )  # fmt: skip
     assumed = [said, prompts, *([mean_assumption(work)] if mean is None else [])]
-    return estimate(
-        path, shape_of(values, path), work, cluster, layout=layout, price=price, assumed=assumed
-    )
+    return estimate(path, shape, work, cluster, layout=layout, price=price, assumed=assumed)
 
 
 def find_config(path: str, *, gguf: bool = False) -> tuple[Mapping[str, Any], Path | None]:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from r1lab.estimate.constants import MEAN_OF_CAP
 from r1lab.recipe import LoraSettings, TrainRecipe
 
+# r1lab.grpo.shared's SHORT and FAMILIES, which cannot be imported without torch.
+_SHORT = 256
+_SHARING = ("deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe")
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -14,7 +18,8 @@ class Workload:
 
     `forwards` counts passes without a backward (log-probs before the first update, the reference),
     `updates` those of the optimiser, `epochs` the times that the batch is gone through with a
-    backward. `microbatch` is the tokens of one forward.
+    backward. `microbatch` is the tokens of one forward. `sharing`: short completions of one
+    question share their prompt's row in the trainer (`grpo.shared`).
     """
 
     num_sequences: int
@@ -33,6 +38,7 @@ class Workload:
     engine: str = "vllm"
     kv_cache_gib: float = 1.0
     gpu_share: float = 0.45
+    sharing: bool = False
 
     @property
     def sequence(self) -> float:
@@ -40,9 +46,16 @@ class Workload:
         return self.prompt + self.mean
 
     @property
+    def row_completions(self) -> float:
+        """Completions that share a prompt's row, on average; those of longer ones stand alone."""
+        if not self.sharing:
+            return 1.0
+        return min(float(self.group_size), max(1.0, max(self.prompt, _SHORT) / self.mean))
+
+    @property
     def tokens(self) -> float:
         """Tokens of a step that the trainer goes through."""
-        return self.num_sequences * self.sequence
+        return self.num_sequences * (self.prompt / self.row_completions + self.mean)
 
     @property
     def tokens_of_microbatch(self) -> float:
@@ -53,9 +66,12 @@ class Workload:
 
 
 def workload_of(
-    recipe: TrainRecipe, *, prompt: float, mean: float | None, bytes_each: int
+    recipe: TrainRecipe, *, kind: str, prompt: float, mean: float | None, bytes_each: int
 ) -> Workload:
-    """The workload of a recipe; `prompt` tokens on average, `mean` those of a response or None."""
+    """The workload of a recipe for a `kind` of model (its model_type).
+
+    `prompt` is tokens on average, `mean` those of a response, or None.
+    """
     sampling, algorithm = recipe.sampling, recipe.algorithm
     return Workload(
         num_sequences=sampling.questions_per_step * sampling.group_size,
@@ -74,4 +90,6 @@ def workload_of(
         engine=sampling.engine,
         kv_cache_gib=sampling.kv_cache_gib,
         gpu_share=sampling.gpu_memory_utilization,
+        # Where experts' load is counted, a prompt counts once for each of its completions.
+        sharing=kind in _SHARING and not algorithm.router_bias_speed,
     )

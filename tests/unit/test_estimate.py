@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from r1lab.estimate import workload
 from r1lab.estimate.activations import merged_expert_bytes, saved_bytes_per_token
 from r1lab.estimate.hardware import DEVICES, Cluster, Device, local_cluster, parse_gpus
 from r1lab.estimate.lengths import lengths_of
@@ -243,6 +245,16 @@ def test_twice_the_gpus_halve_the_training_and_longer_responses_cost_more_than_t
         for w in (long, short)
     ]
     assert long.tokens == pytest.approx(short.tokens, rel=0.01) and times[0] > 1.1 * times[1]
+
+
+def test_short_completions_pay_for_their_prompt_together():
+    shared = importlib.import_module("r1lab.grpo.shared")
+    assert (workload._SHORT, workload._SHARING) == (shared.SHORT, shared.FAMILIES)
+    work = Workload(64, 16, 20, 32, 128, sharing=True)
+    assert work.row_completions == 8 and work.tokens == 64 * (20 / 8 + 32)
+    assert replace(work, mean=4).row_completions == 16  # no more than a group has
+    assert replace(work, mean=500).tokens == 64 * 520
+    assert replace(work, sharing=False).tokens == 64 * 52
 
 
 def test_adapters_cost_two_thirds_of_the_training():
