@@ -56,9 +56,11 @@ CPU_LAYER_SECONDS = 2e-3
 
 # --- memory ---
 
-# What a process takes before any model: Python, torch, transformers, vLLM and its engine's own.
-# On the CPU by measurement (scripts/check_estimate.py, a model of next to no size); on a GPU the
-# context of CUDA, NCCL and the libraries' work spaces, assumed.
+# What a process takes beside what is counted. On the CPU by measurement with the shipped base: 606
+# MiB after the imports (Python, torch, transformers, vLLM), 310 for vLLM's engine with its buffers
+# for whole batches, the rest in the run. A run of next to no size and few sequences takes 710 in
+# all (scripts/check_estimate.py). On a GPU CUDA's context, NCCL and the libraries' work spaces,
+# assumed.
 CPU_RUNTIME = 980 * MIB
 GPU_RUNTIME = 1.5 * GIB
 # Float32 copies of a chunk of logits that are alive at once in its backward pass: the logits in
