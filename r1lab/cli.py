@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from r1lab import __version__, cli_eval, cli_report, cli_reproduce, cli_rewards
 from r1lab.cli_doctor import add_doctor_options, doctor
+from r1lab.cli_estimate import add_estimate_options, estimate, print_brief
 from r1lab.cli_preflight import preflight
 from r1lab.cli_types import Parser, whole
 from r1lab.launch import process_rank
@@ -103,6 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "compare", cli_eval.compare, "set results of r1lab eval against each other"
     )
     cli_eval.add_compare_options(compare)
+
+    before = _add_command(
+        commands, "estimate", estimate, "say what a run needs: memory, time and cost, before it"
+    )
+    add_estimate_options(before)
 
     pretrain = _add_command(commands, "pretrain", _pretrain, "pre-train a small base from nothing")
     _add_recipe(pretrain)
@@ -339,8 +345,9 @@ def _print_plan(recipe: TrainRecipe) -> None:
         f"  scored before and after on {held_out.num_problems} held-out problems x "
         f"{held_out.num_samples} samples"
         + (f", and every {held_out.every} steps\n" if held_out.every else "\n")
-        + f"  into {recipe.run_folder}"
+        + f"  into {recipe.run_folder}\n"
     )
+    print_brief(recipe)
 
 
 # --- several processes -----------------------------------------------------------------------

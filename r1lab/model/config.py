@@ -81,11 +81,19 @@ def v3_config(size: str, **overrides: Any) -> DeepseekV3Config:
     """
     from transformers import DeepseekV3Config
 
-    if size not in SIZES:
-        raise ValueError(f"size: {size!r} is not one of {', '.join(SIZES)}")
-    settings = {"max_position_embeddings": 512, **_COMMON, **SIZES[size], **overrides}
+    settings = {**size_values(size), **overrides}
     settings.setdefault("num_key_value_heads", settings["num_attention_heads"])
     return DeepseekV3Config(**settings)
+
+
+def size_values(size: str) -> dict[str, Any]:
+    """The entries of a size's configuration, but for a vocabulary that a tokenizer decides.
+
+    Raises ValueError for a name that is not in SIZES.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size: {size!r} is not one of {', '.join(SIZES)}")
+    return {"max_position_embeddings": 512, **_COMMON, **SIZES[size]}
 
 
 def kv_cache_bytes_per_token(config: Any, bytes_per_number: int = 2) -> tuple[int, int]:

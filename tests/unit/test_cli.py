@@ -34,6 +34,10 @@ OPTIONS = {
         *("--num", "--options", "--problem-options", "--problems", "--seconds", "--template"),
         *("-h", "REWARD"),
     ],
+    "estimate": [
+        *("--debug", "--gpus", "--help", "--json", "--layout", "--mean-tokens", "--price"),
+        *("-h", "RECIPE"),
+    ],
     "doctor": ["--debug", "--help", "--json", "-h"],
     "new": ["--debug", "--help", "-h", "KIND", "NAME"],
     "show": ["--debug", "--help", "--num", "--problem", "--samples", "--step", "-h", "RUN"],

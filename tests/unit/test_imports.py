@@ -80,10 +80,12 @@ LEVELS = (
         "r1lab.grpo.watch",
     ),
     ("r1lab.stages", "r1lab.report", "r1lab.scaffold", "r1lab.doctor"),
+    ("r1lab.estimate",),
     ("r1lab.checks", "r1lab.reproduce"),
     (
         "r1lab.cli",
         "r1lab.cli_doctor",
+        "r1lab.cli_estimate",
         "r1lab.cli_eval",
         "r1lab.cli_preflight",
         "r1lab.cli_report",
@@ -102,7 +104,10 @@ LIGHT = (
     "r1lab.cli_doctor",
     "r1lab.cli_preflight",
     "r1lab.cli_rewards",
+    "r1lab.cli_estimate",
     "r1lab.doctor.examine",
+    "r1lab.estimate.recipe",
+    "r1lab.estimate.table",
     "r1lab.hints",
     "r1lab.launch",
     "r1lab.model.files",
@@ -253,7 +258,8 @@ def test_rewards_and_data_load_nothing_heavy():
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["train", "--help"], ["train", "--keys"], ["show", "--help"],
-     ["train", "quickstart", "--dry-run"], ["train", "quickstart", "--no.such", "1"]],
+     ["train", "quickstart", "--dry-run"], ["train", "quickstart", "--no.such", "1"],
+     ["estimate", "quickstart", "--gpus", "8xH100"]],
 )  # fmt: skip
 def test_the_command_line_loads_nothing_heavy_for(arguments):
     code = f"""
