@@ -81,17 +81,16 @@ class VllmStream:
         """See `GroupStream.wait`."""
         from vllm import RequestOutput
 
-        while self._numbers:
-            with mends.run_uncompiled(), self._random.lent():
-                outputs = self._engine().llm_engine.step()
-            done = [
-                (self._numbers.pop(output.request_id), self._as_group(output))
-                for output in outputs
-                if isinstance(output, RequestOutput) and output.finished
-            ]
-            if done:
-                return sorted(done, key=lambda numbered: numbered[0])
-        return []
+        done: list[RequestOutput] = []
+        with mends.run_uncompiled(), self._random.lent():
+            while self._numbers and not done:
+                done = [
+                    output
+                    for output in self._engine().llm_engine.step()
+                    if isinstance(output, RequestOutput) and output.finished
+                ]
+        numbered = {self._numbers.pop(output.request_id): output for output in done}
+        return [(number, self._as_group(numbered[number])) for number in sorted(numbered)]
 
     def drop(self) -> None:
         """Take what is in flight back from the engine."""
