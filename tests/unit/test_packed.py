@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from r1lab.grpo.batch import MicroBatch, microbatches
+from r1lab.grpo.changes import check_changes
 from r1lab.grpo.logprobs import token_logprobs
 from r1lab.grpo.micro_loss import micro_loss
 from r1lab.grpo.packed import causal_blocks, fill_rows, longest, packed_microbatches
@@ -22,6 +23,7 @@ from r1lab.grpo.policy import Policy
 from r1lab.model import attention
 from r1lab.model.load import load_base
 from r1lab.recipe import AlgorithmSettings, ModelSettings, OptimizerSettings
+from r1lab.recipe_io import load_recipe
 from r1lab.types import Batch, RecipeError
 
 ALGORITHM = AlgorithmSettings(num_minibatches=2, kl_coefficient=0.1, tokens_per_microbatch=150)
@@ -214,3 +216,10 @@ def test_the_kernel_is_the_one_that_is_named() -> None:
         model, _, _ = load_base(ModelSettings(path="nano", attention=name))
         assert model.config._attn_implementation == expected
         assert not attention.takes_packed_rows(model.config)
+
+
+def test_a_run_goes_on_under_another_kernel() -> None:
+    recipe = load_recipe("quickstart", [("model.attention", "eager")])
+    before = recipe.model_dump(mode="json")
+    del before["model"]["attention"]  # from before there was the key
+    assert check_changes(before, recipe, force=False) == ["model.attention: None -> 'eager'"]
