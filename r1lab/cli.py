@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1lab import __version__, cli_eval, cli_report, cli_reproduce, cli_rewards
+from r1lab import __version__, cli_eval, cli_models, cli_report, cli_reproduce, cli_rewards
 from r1lab.cli_doctor import add_doctor_options, doctor
 from r1lab.cli_estimate import add_estimate_options, estimate, print_brief
 from r1lab.cli_preflight import preflight
@@ -104,6 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "compare", cli_eval.compare, "set results of r1lab eval against each other"
     )
     cli_eval.add_compare_options(compare)
+
+    descent = _add_command(
+        commands, "lineage", cli_models.lineage, "say what a model was made from"
+    )
+    cli_models.add_lineage_options(descent)
 
     before = _add_command(
         commands, "estimate", estimate, "say what a run needs: memory, time and cost, before it"

@@ -24,6 +24,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,25 @@ class RunFolder:
             return {}
         recipe: Row = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")) or {}
         return recipe
+
+    def versions(self) -> dict[str, str]:
+        """What recipe.yaml says in its first lines: versions by package, and `commit`."""
+        if not self.recipe_path.exists():
+            return {}
+        lines = self.recipe_path.read_text(encoding="utf-8").splitlines()
+        head = (line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+        pairs = (line.partition(" ") for line in head)
+        return {name: version for name, _, version in pairs if version}
+
+    def trained_model(self) -> Path:
+        """The newest model among the checkpoints; R1labError where there is none."""
+        found = [path.parent for path in self.path.glob("checkpoints/step-*/model/config.json")]
+        if not found:
+            raise R1labError(
+                f"{self.path} holds no trained model yet (no checkpoints/step-N/model); for its "
+                f"base give {self.recipe_path}"
+            )
+        return max(found, key=lambda path: int(path.parent.name.removeprefix("step-")))
 
 
 def _write_groups(

@@ -11,14 +11,15 @@ http://host:8000/v1              a running server that speaks OpenAI's protocol
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1lab.model.load import cache_folder
 from r1lab.recipe import ModelSettings, TrainRecipe
+from r1lab.run_folder import RunFolder
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def find_target(model: str, overrides: Sequence[Override] = ()) -> Target:
         if any(key == "model.path" for key, _ in overrides):
             # Another model on this run's problems: none of the run's own results.
             return Target(_label(Path(recipe.model.path)), recipe.model.path, recipe)
-        return Target(folder.resolve().name, str(_trained(folder)), recipe, folder)
+        return Target(folder.resolve().name, str(RunFolder(folder).trained_model()), recipe, folder)
     if folder.is_dir():
         _no_overrides(model, overrides)
         inner = folder / "model"
@@ -82,22 +83,10 @@ def model_folder(target: Target, settings: ModelSettings) -> str:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     key = hashlib.sha256(f"{folder.resolve()} {stats} {settings.dtype}".encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("R1LAB_CACHE", "~/.cache/r1lab")).expanduser()
-    merged = cache / f"merged-{target.label}-{key}"
+    merged = cache_folder() / f"merged-{target.label}-{key}"
     if not (merged / "config.json").is_file():
         merged_folder(folder, merged, dtype=settings.dtype)
     return str(merged)
-
-
-def _trained(folder: Path) -> Path:
-    """The newest model among a run's checkpoints."""
-    found = [path.parent for path in folder.glob("checkpoints/step-*/model/config.json")]
-    if not found:
-        raise R1labError(
-            f"{folder} holds no trained model yet (no checkpoints/step-N/model); to score its base "
-            f"give {folder / 'recipe.yaml'}"
-        )
-    return max(found, key=lambda path: int(path.parent.name.removeprefix("step-")))
 
 
 def _is_recipe(name: str) -> bool:

@@ -65,7 +65,7 @@ def prepare_base(
 
     folder = resolve_folder(settings.path)
     if settings.gguf_file is not None:
-        place = Path(cache) if cache else _default_cache()
+        place = Path(cache) if cache else cache_folder()
         folder = _dequantise(folder, settings, place, getattr(torch, settings.dtype))
     config = load_config(folder, settings.path)
     tokenizer = _load_tokenizer(folder, settings.path)
@@ -278,7 +278,8 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _default_cache() -> Path:
+def cache_folder() -> Path:
+    """Where what is made from models is kept: `$R1LAB_CACHE`, else ~/.cache/r1lab."""
     return Path(os.environ.get("R1LAB_CACHE", "~/.cache/r1lab")).expanduser()
 
 

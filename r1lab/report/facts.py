@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +167,6 @@ def _flat(event: Row) -> Row:
     return {key: value for key, value in event.items() if not isinstance(value, dict | list)}
 
 
-def versions_of(recipe_text: str) -> list[str]:
-    """The comment lines at the head of recipe.yaml: versions and the commit."""
-    head = takewhile(lambda line: line.startswith("#"), recipe_text.splitlines())
-    return [line.lstrip("# ") for line in head]
-
-
 def facts_of(folder: RunFolder, *, price: float | None, watts: float | None) -> dict[str, Any]:
     """All of the above and the lines themselves, for the report."""
     metrics, timings, evals = folder.metrics(), folder.timings(), folder.evals()
@@ -193,7 +186,7 @@ def facts_of(folder: RunFolder, *, price: float | None, watts: float | None) -> 
         "model": str((recipe.get("model") or {}).get("path", "")),
         "template": str(recipe.get("template", "")),
         "cost": {**asdict(cost), "price": price, "watts": watts},
-        "versions": versions_of(text),
+        "versions": [f"{name} {version}" for name, version in folder.versions().items()],
         "recipe": text,
         "settings": settings_of(recipe),
         "evals": [without_samples(row) for row in evals],

@@ -28,6 +28,7 @@ OPTIONS = {
         *("--trained-on", "-h", "MODEL"),
     ],
     "compare": ["--debug", "--help", "--with", "-h", "FIRST"],
+    "lineage": ["--debug", "--help", "--json", "-h", "MODEL"],
     "pretrain": ["--debug", "--dry-run", "--help", "--keys", "-h", "RECIPE"],
     "verify": [
         *("--columns", "--debug", "--full", "--help", "--json", "--memory-mib", "--no-isolate"),
