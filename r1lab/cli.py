@@ -110,6 +110,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli_models.add_lineage_options(descent)
 
+    away = _add_command(
+        commands, "export", cli_models.export, "write a model as an ordinary Hugging Face folder"
+    )
+    cli_models.add_export_options(away)
+
     before = _add_command(
         commands, "estimate", estimate, "say what a run needs: memory, time and cost, before it"
     )

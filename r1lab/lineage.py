@@ -174,6 +174,8 @@ def read_lineage(path: str | Path) -> Record | None:
             raise R1labError(f"{file} is no lineage record: {reason}") from None
     if (run := _run_of(place)) is not None:
         return _of_run(run, place)
+    if (place / "adapter_config.json").is_file():
+        return _of_adapter(place)
     return _of_card(place) if (place / "card.json").is_file() else None
 
 
@@ -208,6 +210,31 @@ def kind_of(path: Path) -> Kind:
     """A folder with a configuration is a model, everything else a dataset."""
     names = ("config.json", "adapter_config.json")
     return "model" if any((path / name).is_file() for name in names) else "dataset"
+
+
+def figures_of(place: Path) -> tuple[Figure, ...]:
+    """pass@1 of the model in `place` by suite: as recorded, else of the results that lie beside."""
+    record = read_lineage(place)
+    return (record.figures if record else ()) or tuple(_figures_beside(place))
+
+
+def results_beside(place: Path) -> Iterator[dict[str, Any]]:
+    """What `r1lab eval` and runs wrote of the model in `place`: its run's at that step, or its own.
+
+    A result is as `EvalResult.as_dict` makes it.
+    """
+    run = _run_of(place)
+    if run is None:
+        yield from map(_json, sorted(place.glob("eval/*.json")))
+        return
+    step = place.resolve().parent.name
+    at_step = run.eval_path / f"step-{int(step.removeprefix('step-')):06d}.json"
+    if at_step.is_file():
+        yield _json(at_step)
+    for file in sorted(run.eval_path.glob("suites/*.json")):
+        result = _json(file)
+        if step in Path(str((result.get("plan") or {}).get("model"))).parts:
+            yield result
 
 
 def artefact_sha256(path: str | Path) -> str:
@@ -250,8 +277,7 @@ def _node(record: Record, place: Path | None, sha256: str | None, path: str, dep
         today = artefact_sha256(place)
         state = "unknown" if sha256 is None else "ok" if today == sha256 else "changed"
         if state != "changed":
-            figures = record.figures or tuple(_figures_beside(place))
-            record = replace(record, sha256=today, figures=figures)
+            record = replace(record, sha256=today, figures=record.figures or figures_of(place))
     elif not _is_hub_name(path):
         state = "gone"
     home = place if place is None or place.is_dir() else place.parent
@@ -325,8 +351,7 @@ def _parent(path: str | Path, home: Path) -> Parent:
     record = read_lineage(place)
     shipped = shipped_models().get(named) == place
     if record is not None:
-        figures = record.figures or tuple(_figures_beside(place))
-        record = replace(record, recipe=None, figures=figures)
+        record = replace(record, recipe=None, figures=figures_of(place))
     return Parent(
         path=named if shipped else os.path.relpath(place.resolve(), home.resolve()),
         name=named if shipped else (record.name if record else place.resolve().name),
@@ -354,9 +379,6 @@ def _of_run(run: RunFolder, place: Path) -> Record:
     commit = versions.pop("commit", None)
     changed = (place / "config.json").stat().st_mtime
     base = str((recipe.get("model") or {}).get("path") or "")
-    folder = Path(base).expanduser().resolve()
-    is_folder = folder.is_dir() and base not in shipped_models()
-    path = os.path.relpath(folder, place.resolve()) if is_folder else base
     return Record(
         name=f"{recipe.get('name', run.path.resolve().name)} {place.resolve().parent.name}",
         kind="model",
@@ -367,8 +389,23 @@ def _of_run(run: RunFolder, place: Path) -> Record:
         versions=versions,
         commit=None if commit == "unknown" else commit,
         template=recipe.get("template"),
-        parents=(Parent(path, Path(base).name if is_folder else base),) if base else (),
+        parents=(_base(base, place),) if base else (),
     )
+
+
+def _of_adapter(place: Path) -> Record:
+    """An adapter of peft's, which names its base."""
+    base = str(_json(place / "adapter_config.json").get("base_model_name_or_path") or "")
+    parents = (_base(base, place),) if base else ()
+    return Record(place.resolve().name, "model", "adapter", parents=parents)
+
+
+def _base(base: str, place: Path) -> Parent:
+    """A base by what its child calls it, from the folder that the child was made in."""
+    folder = Path(base).expanduser().resolve()
+    if base in shipped_models() or not folder.is_dir():
+        return Parent(base, base)
+    return Parent(os.path.relpath(folder, place.resolve()), folder.name)
 
 
 def _of_card(place: Path) -> Record:
@@ -384,26 +421,10 @@ def _of_card(place: Path) -> Record:
 
 
 def _figures_beside(place: Path) -> Iterator[Figure]:
-    """pass@1 of the evaluations that lie beside a model: its run's at that step, or its own."""
-    if not place.is_dir():
-        return
-    run = _run_of(place)
-    if run is None:
-        files = sorted(place.glob("eval/*.json"))
-    else:
-        step = place.resolve().parent.name
-        number = int(step.removeprefix("step-"))
-        files = [run.eval_path / f"step-{number:06d}.json"]
-        files += [
-            file
-            for file in sorted(run.eval_path.glob("suites/*.json"))
-            if step in Path(str((_json(file).get("plan") or {}).get("model"))).parts
-        ]
-    for file in filter(Path.is_file, files):
-        found = _json(file)
-        estimate = (found.get("overall") or {}).get("pass_at_1")
+    for result in results_beside(place):
+        estimate = (result.get("overall") or {}).get("pass_at_1")
         if isinstance(estimate, dict):
-            suite = str(found.get("suite") or "held-out")
+            suite = str(result.get("suite") or "held-out")
             yield Figure(suite, estimate["value"], estimate["low"], estimate["high"])
 
 

@@ -17,13 +17,14 @@ from r1lab.evaluate.prompting import (
     choose_template,
     form_of,
     prompt_encoder,
+    template_name,
 )
 from r1lab.evaluate.run import distinct
 from r1lab.evaluate.suites import Suite, find_suites, suite_problems
-from r1lab.evaluate.target import Target, model_folder
+from r1lab.evaluate.target import Target, model_settings
 from r1lab.model.load import prepare_base
 from r1lab.prompts import TEMPLATES, Template
-from r1lab.recipe import ModelSettings, RewardSettings, TrainRecipe
+from r1lab.recipe import RewardSettings, TrainRecipe
 from r1lab.registry import load_mixture
 from r1lab.types import Problem, R1labError, SamplingSettings
 from r1lab.verify import load_reward
@@ -102,27 +103,13 @@ class Preparation:
             self.server = ServerAsker.connect(target.path, options.served_model, plain)
             self.identity: list[Any] = [self.server.url, self.server.model]
             return
-        self.settings = self._settings()
+        self.settings = model_settings(target, dtype=options.dtype, gguf_file=options.gguf_file)
         config, self.tokenizer, self.folder = prepare_base(self.settings)
         self.allowed = config.max_position_embeddings
         weights = sorted(self.folder.glob("*.safetensors")) or [self.folder / "config.json"]
         self.identity = [
             [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights
         ]
-
-    def _settings(self) -> ModelSettings:
-        options, recipe = self.options, self.target.recipe
-        given = recipe.model if recipe else ModelSettings()
-        settings = given.model_copy(
-            update={
-                "path": self.target.path,
-                "lora": None,
-                "dtype": options.dtype or given.dtype,
-                "gguf_file": options.gguf_file
-                or (given.gguf_file if self.target.path == given.path else None),
-            }
-        )
-        return settings.model_copy(update={"path": model_folder(self.target, settings)})
 
     def prepare(self) -> list[Prepared]:
         options = self.options
@@ -144,10 +131,10 @@ class Preparation:
         return prepared
 
     def _suite(self, suite: Suite) -> Prepared:
-        options, recipe = self.options, self.target.recipe
+        options = self.options
         name = options.template
-        if name == "auto" and recipe is not None and not options.shots:
-            name = recipe.template
+        if name == "auto" and self.tokenizer is not None and not options.shots:
+            name = template_name(name, self.target, self.folder, self.tokenizer)
         template = choose_template(name, self.tokenizer, suite, options.shots, options.seed)
         problems = suite_problems(suite, num=options.num, seed=options.seed, form=form_of(template))
         paper: dict[str, Any] = {"k": suite.paper_k, **PAPER} if options.paper else {}

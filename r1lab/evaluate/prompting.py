@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1lab.evaluate.suites import Suite, few_shots, solved
+from r1lab.evaluate.target import Target
 from r1lab.hints import nearest
+from r1lab.lineage import read_lineage
 from r1lab.prompts import TEMPLATES, THINK_OPEN, AnswerPlace, Template
 from r1lab.types import Problem, R1labError
 
@@ -49,6 +52,29 @@ def choose_template(
     return TEMPLATES[name]
 
 
+def template_name(
+    name: str, target: Target, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """The name of the prompt that a model is asked with; `auto`: the one that it was trained with.
+
+    That is its recipe's, or what the record beside it tells of where it came from; else its own
+    chat template; else the one whose words its tokenizer knows. Raises R1labError.
+    """
+    if name == AUTO and target.recipe is not None:
+        return target.recipe.template
+    if name == AUTO:
+        record = read_lineage(folder)
+        return (record.template if record else None) or _fitting(tokenizer)
+    if name not in (CHAT, *TEMPLATES):
+        known = (AUTO, CHAT, *TEMPLATES)
+        raise R1labError(
+            f"--template: {name!r} is not one of {', '.join(known)}{nearest(name, known)}"
+        )
+    if name == CHAT:
+        _check_chat(tokenizer)
+    return name
+
+
 def chat_template(tokenizer: PreTrainedTokenizerBase | None, place: AnswerPlace) -> Template:
     """One user's message in the tokenizer's own chat template, as text with {question} in it.
 
@@ -57,8 +83,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase | None, place: AnswerPlace)
     message = "{question}\n\n" + _ASKED_FOR[place]
     if tokenizer is None:
         return Template(CHAT, message, "", place, message=message)
-    if not getattr(tokenizer, "chat_template", None):
-        raise R1labError("--template chat: this model's tokenizer has no chat template")
+    _check_chat(tokenizer)
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
     )
@@ -114,6 +139,11 @@ def check_prompts(
             f"{len(lost)} of {len(problems)} prompts hold words that the model's tokenizer does "
             f"not know (first: {word!r:.40}); take another suite, template or model"
         )
+
+
+def _check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise R1labError("--template chat: this model's tokenizer has no chat template")
 
 
 def _fitting(tokenizer: PreTrainedTokenizerBase | None) -> str:

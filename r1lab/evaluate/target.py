@@ -72,6 +72,22 @@ def find_target(model: str, overrides: Sequence[Override] = ()) -> Target:
     return Target(model.replace("/", "-"), model)
 
 
+def model_settings(
+    target: Target, *, dtype: str | None = None, gguf_file: str | None = None
+) -> ModelSettings:
+    """How to load the target's model; an adapter is merged into its base first."""
+    given = target.recipe.model if target.recipe else ModelSettings()
+    settings = given.model_copy(
+        update={
+            "path": target.path,
+            "lora": None,
+            "dtype": dtype or given.dtype,
+            "gguf_file": gguf_file or (given.gguf_file if target.path == given.path else None),
+        }
+    )
+    return settings.model_copy(update={"path": model_folder(target, settings)})
+
+
 def model_folder(target: Target, settings: ModelSettings) -> str:
     """The path to load: an adapter is merged into its base first, once for each state of it."""
     folder = Path(settings.path).expanduser()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from r1lab.lineage import file_sha256
 from r1lab.model.balance import ExpertLoad
 from r1lab.model.config import kv_cache_bytes_per_token
 from r1lab.model.weights import save_checkpoint_folder
@@ -39,7 +39,7 @@ def finish_base(
         "expert_load": {name: load.tolist() for name, load in loads.items()},
         "expert_load_distance": load_distances(loads),
         "kv_cache_bytes_per_token": {"mla": latent, "multi_head": plain},
-        "sha256": {p.name: sha256(p) for p in sorted(target.glob("*.safetensors"))},
+        "sha256": {p.name: file_sha256(p) for p in sorted(target.glob("*.safetensors"))},
     }
     if recipe.card_problems:
         from r1lab.stages.base_scores import score_base
@@ -98,12 +98,6 @@ def load_distances(loads: Mapping[str, torch.Tensor]) -> dict[str, float]:
     }
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def render_card(recipe: PretrainRecipe, card: Mapping[str, Any]) -> str:
     """The card as Markdown: what stands in card.json, for people."""
     cache = card["kv_cache_bytes_per_token"]
@@ -127,7 +121,7 @@ def render_card(recipe: PretrainRecipe, card: Mapping[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in card["corpus"].items()),
         "",
-        *_score_lines(card.get("scores")),
+        *score_lines(card.get("scores")),
         "## Expert load",
         "",
         "Share of tokens by expert, one row a layer of experts (even: "
@@ -150,7 +144,8 @@ def render_card(recipe: PretrainRecipe, card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _score_lines(scores: Mapping[str, Any] | None) -> list[str]:
+def score_lines(scores: Mapping[str, Any] | None) -> list[str]:
+    """The scores of a base by kind of problem, as a table in Markdown."""
     if not scores:
         return []
     rows = [

@@ -28,6 +28,9 @@ OPTIONS = {
         *("--trained-on", "-h", "MODEL"),
     ],
     "compare": ["--debug", "--help", "--with", "-h", "FIRST"],
+    "export": [
+        *("--debug", "--dtype", "--gguf-file", "--help", "--out", "--template", "-h", "MODEL"),
+    ],
     "lineage": ["--debug", "--help", "--json", "-h", "MODEL"],
     "pretrain": ["--debug", "--dry-run", "--help", "--keys", "-h", "RECIPE"],
     "verify": [
