@@ -115,6 +115,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli_models.add_export_options(away)
 
+    host = _add_command(
+        commands, "serve", cli_models.serve, "serve a model over OpenAI's protocol, with vLLM"
+    )
+    cli_models.add_serve_options(host)
+
+    talk = _add_command(commands, "chat", cli_models.chat, "talk to a model in the terminal")
+    cli_models.add_chat_options(talk)
+
     before = _add_command(
         commands, "estimate", estimate, "say what a run needs: memory, time and cost, before it"
     )

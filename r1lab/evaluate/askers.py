@@ -13,9 +13,11 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1lab.evaluate.prompting import Encode
@@ -171,18 +173,32 @@ def _text(choice: dict[str, Any]) -> str:
 
 
 def _request(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    with open_url(url, body) as reply:
+        try:
+            found: dict[str, Any] = json.load(reply)
+        except ValueError as error:
+            raise R1labError(f"{url} answers no JSON: {error}") from None
+    return found
+
+
+@contextmanager
+def open_url(url: str, body: dict[str, Any] | None = None) -> Iterator[HTTPResponse]:
+    """A server's reply, to be read inside; R1labError where it refuses or does not answer.
+
+    A body makes it a POST. A key is read from $OPENAI_API_KEY.
+    """
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(_API_KEY):
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, data, headers), timeout=_SECONDS
-        ) as reply:
-            found: dict[str, Any] = json.load(reply)
-            return found
+        request = urllib.request.Request(url, data, headers)
+        with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
+            yield reply
     except urllib.error.HTTPError as error:
         reason = " ".join(error.read(1000).decode(errors="replace").split())[:300]
         raise R1labError(f"{url} answered {error.code}: {reason}") from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
         raise R1labError(f"{url} does not answer ({error}); is the server running?") from error
+    except ValueError as error:  # no URL at all
+        raise R1labError(f"{url}: {error}") from error

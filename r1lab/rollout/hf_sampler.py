@@ -7,7 +7,7 @@ the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,26 @@ class TransformersSampler:
             done = [self._completion(row, settings, template) for row in rows]
             groups += [tuple(done[i : i + repeats]) for i in range(0, len(done), repeats)]
         return [group * settings.num_samples for group in groups] if greedy else groups
+
+    @torch.inference_mode()
+    def tokens(self, prompt: Sequence[int], settings: SamplingSettings) -> Generator[int]:
+        """See `TokenSampler.tokens`."""
+        generator = self._generator
+        if settings.seed is not None:
+            generator = torch.Generator(self._device).manual_seed(settings.seed)
+        ids = torch.tensor([list(prompt)], device=self._device)
+        cache = None
+        for _ in range(settings.max_tokens):
+            output = self._model(
+                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            cache = output.past_key_values
+            tokens, _ = _draw(output.logits[:, -1], settings, generator)
+            token = int(tokens[0])
+            yield token
+            if token in self._end_tokens:
+                return
+            ids = tokens[:, None]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `Sampler.sync`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -124,6 +124,26 @@ def seed_of(*parts: int) -> int:
     """A 63-bit seed that depends on the parts alone."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+class TokenSampler(Protocol):
+    """What a sampler in process does beside, for who wants to read along."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and response together, at most, in tokens."""
+        ...
+
+    def tokens(self, prompt: Sequence[int], settings: SamplingSettings) -> Generator[int]:
+        """One response to a prompt, token by token, the end token included where it comes.
+
+        Closing the generator stops it. With `settings.seed` it is the same each time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the sampler is of no use afterwards."""
+        ...
 
 
 def as_completion(

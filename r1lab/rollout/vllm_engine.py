@@ -7,10 +7,11 @@ own engine. What vLLM's CPU build gets wrong is mended in `vllm_mends`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from uuid import uuid4
 
 import torch
 
@@ -64,7 +65,8 @@ class VllmSampler:
                 "a process holds one vLLM engine at a time: close the open one first"
             )
         config = load_config(Path(model_folder), str(model_folder))
-        _set_environment(config, attention)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        choose_attention(config, attention)
         with mends.process_state_kept(), mends.quiet_start():
             from vllm import LLM, envs
             from vllm.platforms import current_platform
@@ -148,6 +150,26 @@ class VllmSampler:
         if self._stream is not None:
             self._stream.drop()
             self._stream = None
+
+    def tokens(self, prompt: Sequence[int], settings: SamplingSettings) -> Generator[int]:
+        """See `TokenSampler.tokens`."""
+        from vllm import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        self._end_stream()
+        params = self._params(settings)
+        params.output_kind = RequestOutputKind.DELTA
+        random = self._random if settings.seed is None else RandomStream(settings.seed)
+        engine, request = self.llm.llm_engine, uuid4().hex
+        engine.add_request(request, TokensPrompt(prompt_token_ids=list(prompt)), params)
+        try:
+            while engine.has_unfinished_requests():
+                with mends.run_uncompiled(), random.lent():
+                    outputs = engine.step()
+                for output in outputs:
+                    yield from output.outputs[0].token_ids
+        finally:
+            engine.abort_request([request])
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See `Sampler.sync`; raises R1labError when weights are missing or do not fit."""
@@ -242,9 +264,8 @@ def _launched() -> bool:
     return all(name in os.environ for name in needed)
 
 
-def _set_environment(config: PretrainedConfig, attention: Attention) -> None:
-    """vLLM's settings that exist only as environment variables."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+def choose_attention(config: PretrainedConfig, attention: Attention) -> None:
+    """vLLM's settings that exist only as environment variables, of an engine built after this."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if is_v3_style(config.model_type):
         fits = fits_mla_kernel(config.kv_lora_rank, config.qk_rope_head_dim)

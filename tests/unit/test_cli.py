@@ -28,6 +28,15 @@ OPTIONS = {
         *("--trained-on", "-h", "MODEL"),
     ],
     "compare": ["--debug", "--help", "--with", "-h", "FIRST"],
+    "chat": [
+        *("--debug", "--dtype", "--engine", "--help", "--kv-cache-gib", "--max-tokens", "--seed"),
+        *("--served-model", "--temperature", "--template", "--thinking", "--top-p", "-h", "MODEL"),
+    ],
+    "serve": [
+        *("--debug", "--dtype", "--gpu-memory-utilization", "--help", "--host", "--key-file"),
+        *("--kv-cache-gib", "--max-model-len", "--name", "--port", "--reasoning", "--template"),
+        *("--vllm-args", "-h", "MODEL"),
+    ],
     "export": [
         *("--debug", "--dtype", "--gguf-file", "--help", "--out", "--template", "-h", "MODEL"),
     ],

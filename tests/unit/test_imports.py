@@ -26,6 +26,7 @@ LEVELS = (
         "r1lab.cli_types",
         "r1lab.hints",
         "r1lab.plain_yaml",
+        "r1lab.thinking",
         "r1lab.precision",
         "r1lab.shortages",
         "r1lab.tables",
@@ -80,7 +81,7 @@ LEVELS = (
         "r1lab.grpo.prospects",
         "r1lab.grpo.watch",
     ),
-    ("r1lab.stages", "r1lab.report", "r1lab.scaffold", "r1lab.doctor"),
+    ("r1lab.chat", "r1lab.stages", "r1lab.report", "r1lab.scaffold", "r1lab.doctor"),
     ("r1lab.estimate",),
     ("r1lab.checks", "r1lab.reproduce"),
     (
@@ -133,6 +134,7 @@ LIGHT = (
     "r1lab.run_folder",
     "r1lab.scaffold",
     "r1lab.tables",
+    "r1lab.thinking",
     "r1lab.types",
     "r1lab.verify",
 )

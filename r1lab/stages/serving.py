@@ -1,0 +1,116 @@
+"""`r1lab serve`: vLLM's OpenAI-compatible server on any model that r1lab knows.
+
+The exported form is what is served, so that a client's messages become the prompt of training, and
+thinking and content come apart by a reasoning parser.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from r1lab.evaluate.target import Target
+from r1lab.model.load import load_config
+from r1lab.recipe import ModelSettings
+from r1lab.rollout.vllm_serving import (
+    GUARD,
+    KEY_VARIABLE,
+    PARSER,
+    PLUGIN,
+    engine_arguments,
+    serve_vllm,
+)
+from r1lab.stages.export import exported
+from r1lab.types import R1labError
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `r1lab serve` takes.
+
+    reasoning  `r1lab`: the parser here; a name of vLLM's own; `none`: thinking stays in the content
+    name       what clients call the model; None: its label
+    more       arguments of `vllm serve`, as they are
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str | None = None
+    reasoning: str = PARSER
+    template: str = "auto"
+    dtype: str | None = None
+    max_model_len: int | None = None
+    kv_cache_gib: float = 1.0
+    gpu_memory_utilization: float = 0.9
+    more: Sequence[str] = field(default=())
+
+
+def serve(target: Target, options: ServeOptions, say: Callable[[str], None]) -> None:
+    """Serve the target until a signal ends it; `say` hears where. Raises R1labError."""
+    if target.is_server:
+        raise R1labError(f"{target.path} is served already; give a model")
+    if find_spec("vllm") is None:
+        raise R1labError("vLLM is not installed here; pip install 'r1lab[cpu]' (or 'r1lab[gpu]')")
+    _check_address(options)
+    folder = exported(target, template=options.template)
+    name = options.name or target.label
+    arguments = [
+        *engine_arguments(
+            folder,
+            load_config(folder, str(folder)),
+            dtype=options.dtype or ModelSettings().dtype,
+            max_model_len=options.max_model_len,
+            kv_cache_gib=options.kv_cache_gib,
+            gpu_memory_utilization=options.gpu_memory_utilization,
+        ),
+        *("--host", options.host, "--port", str(options.port), "--served-model-name", name),
+    ]
+    if os.environ.get(KEY_VARIABLE):
+        arguments += ["--middleware", GUARD]
+    if options.reasoning == PARSER:
+        arguments += ["--reasoning-parser-plugin", PLUGIN, "--reasoning-parser", PARSER]
+    elif options.reasoning != "none":
+        arguments += ["--reasoning-parser", options.reasoning]
+    say(
+        f"starting vLLM with {folder}; when it is up, {name} answers at "
+        f"http://{options.host}:{options.port}/v1"
+    )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    serve_vllm([*arguments, *options.more])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is that of this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_address(options: ServeOptions) -> None:
+    """Before anything heavy: a server that anyone can reach has a key, and the port is free."""
+    if not is_loopback(options.host) and not os.environ.get(KEY_VARIABLE):
+        raise R1labError(
+            f"--host: {options.host} lets other machines in; set {KEY_VARIABLE} to a secret "
+            "(or --key-file), which clients send as their API key, or take 127.0.0.1"
+        )
+    if options.port > 65535:
+        raise R1labError(f"--port: {options.port} is none; take one up to 65535")
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            reason = "another process listens there" if taken else error.strerror
+            raise R1labError(
+                f"--host, --port: {options.host}:{options.port}: {reason}; take another"
+            ) from None
