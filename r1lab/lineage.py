@@ -13,7 +13,6 @@ ships by its card. Nothing here imports torch.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -26,22 +25,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from r1lab.digests import RECORD, Kind, artefact_sha256, kind_of
 from r1lab.hints import missing
-from r1lab.model.load import cache_folder, shipped_models
+from r1lab.model.load import shipped_models
 from r1lab.recipe_io import git_commit, installed_versions
 from r1lab.run_folder import RunFolder
 from r1lab.types import R1labError
 
-Kind = Literal["model", "dataset"]
 State = Literal["ok", "changed", "gone", "unknown"]
 
-NAME = "lineage.json"
-# What makes a model: its weights, its configuration and its tokenizer. The cards do not.
-_MODEL_FILES = (
-    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf", "config.json",
-    "adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-    "chat_template*", "vocab.*", "merges.txt", "*.model",
-)  # fmt: skip
 _CHECKPOINT = re.compile(r"step-(\d+)")
 _MAX_DEPTH = 64  # of a tree: no pipeline comes near, and a file that names itself would never end
 
@@ -201,15 +193,9 @@ def find_artefact(path: str | Path) -> Path:
     if place.is_dir() and not (place / "config.json").is_file():
         if (place / "model" / "config.json").is_file():  # a checkpoint, or what pre-training left
             return place / "model"
-        if (place / "recipe.yaml").is_file() and not (place / NAME).is_file():
+        if (place / "recipe.yaml").is_file() and not (place / RECORD).is_file():
             return RunFolder(place).trained_model()
     return place
-
-
-def kind_of(path: Path) -> Kind:
-    """A folder with a configuration is a model, everything else a dataset."""
-    names = ("config.json", "adapter_config.json")
-    return "model" if any((path / name).is_file() for name in names) else "dataset"
 
 
 def figures_of(place: Path) -> tuple[Figure, ...]:
@@ -237,31 +223,6 @@ def results_beside(place: Path) -> Iterator[dict[str, Any]]:
             yield result
 
 
-def artefact_sha256(path: str | Path) -> str:
-    """SHA-256 over the names and digests of an artefact's files, in order; of a file, its own.
-
-    Of a model, its weights, configuration and tokenizer. Digests of files are kept in the cache
-    folder by size and time of the last change. Raises R1labError where there is nothing.
-    """
-    place = Path(path)
-    if place.is_file():
-        return file_sha256(place)
-    if not place.is_dir():
-        raise R1labError(missing(place, what="model or dataset"))
-    known = _Digests()
-    total = hashlib.sha256()
-    for file in _files_of(place):
-        total.update(f"{file.relative_to(place).as_posix()}\0{known.of(file)}\n".encode())
-    known.keep()
-    return total.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def tree_lines(node: Node) -> list[str]:
     """The tree in box characters, the artefact itself first; a line for each."""
     return [_said(node), *_branches(node, "")]
@@ -278,7 +239,7 @@ def _node(record: Record, place: Path | None, sha256: str | None, path: str, dep
         state = "unknown" if sha256 is None else "ok" if today == sha256 else "changed"
         if state != "changed":
             record = replace(record, sha256=today, figures=record.figures or figures_of(place))
-    elif not _is_hub_name(path):
+    elif sha256 is not None or not _is_hub_name(path):
         state = "gone"
     home = place if place is None or place.is_dir() else place.parent
     below = record.parents if depth < _MAX_DEPTH else ()
@@ -340,7 +301,7 @@ def _branches(node: Node, indent: str) -> Iterator[str]:
 
 
 def _record_path(place: Path) -> Path:
-    return place / NAME if place.is_dir() else place.with_name(f"{place.name}.{NAME}")
+    return place / RECORD if place.is_dir() else place.with_name(f"{place.name}.{RECORD}")
 
 
 def _parent(path: str | Path, home: Path) -> Parent:
@@ -434,47 +395,3 @@ def _json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise R1labError(f"{file} is no JSON: {error}") from None
     return values if isinstance(values, dict) else {}
-
-
-# --- digests ---------------------------------------------------------------------------------
-
-
-def _files_of(folder: Path) -> list[Path]:
-    if kind_of(folder) == "model":
-        found = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
-    else:
-        found = set(folder.rglob("*"))
-    return sorted(f for f in found if f.is_file() and not f.name.endswith((NAME, ".tmp")))
-
-
-class _Digests:
-    """Digests of files, kept from one call to the next while size and time stay the same."""
-
-    def __init__(self) -> None:
-        self._path = cache_folder() / "sha256.json"
-        self._known: dict[str, Any] = {}
-        self._fresh: dict[str, list[Any]] = {}
-        # A cache that cannot be read is one that is empty.
-        with contextlib.suppress(OSError, ValueError):
-            self._known = dict(json.loads(self._path.read_text(encoding="utf-8")))
-
-    def of(self, file: Path) -> str:
-        stat, key = file.stat(), str(file.resolve())
-        mark = [stat.st_size, stat.st_mtime_ns]
-        known = self._known.get(key)
-        if isinstance(known, list) and known[:2] == mark and len(known) == 3:
-            return str(known[2])
-        digest = file_sha256(file)
-        self._fresh[key] = [*mark, digest]
-        return digest
-
-    def keep(self) -> None:
-        if not self._fresh:
-            return
-        # Of files that are gone nothing needs to be known.
-        kept = {key: mark for key, mark in self._known.items() if os.path.exists(key)}
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(kept | self._fresh), encoding="utf-8")
-            os.replace(temporary, self._path)

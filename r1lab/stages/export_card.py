@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from r1lab.lineage import (
-    Record,
-    file_sha256,
-    lineage_tree,
-    read_lineage,
-    results_beside,
-    tree_lines,
-)
+from r1lab.digests import file_sha256
+from r1lab.lineage import Record, lineage_tree, read_lineage, results_beside, tree_lines
 from r1lab.prompts import THINK_CLOSE, Template
 from r1lab.stages.model_card import score_lines
 

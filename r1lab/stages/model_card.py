@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from r1lab.lineage import file_sha256
+from r1lab.digests import file_sha256
 from r1lab.model.balance import ExpertLoad
 from r1lab.model.config import kv_cache_bytes_per_token
 from r1lab.model.weights import save_checkpoint_folder

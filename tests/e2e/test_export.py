@@ -15,9 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1lab.cli import main
+from r1lab.digests import artefact_sha256
 from r1lab.evaluate.standalone import EvalOptions, prepare_target
 from r1lab.evaluate.target import find_target
-from r1lab.lineage import artefact_sha256, lineage_tree, read_lineage
+from r1lab.lineage import lineage_tree, read_lineage
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base, resolve_folder
 from r1lab.prompts import TEMPLATES

@@ -13,6 +13,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,8 @@ from r1lab.prompts import TEMPLATES
 from r1lab.recipe import ModelSettings
 
 openai = pytest.importorskip("openai")
-pytest.importorskip("vllm")
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed", allow_module_level=True)
 
 QUESTION = "12 + 30 = ?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -149,6 +152,85 @@ def test_chat_over_the_url(url: str, client: Any, monkeypatch: pytest.MonkeyPatc
     message = ask(client, max_tokens=64).choices[0].message
     assert "".join(piece.thinking for piece in pieces) == (message.reasoning or "")
     assert "".join(piece.content for piece in pieces) == (message.content or "")
+
+
+# --- the parser alone, for a tokenizer that has no tokens for the tags ---
+
+
+@pytest.fixture(scope="module")
+def parser_class() -> Any:
+    from vllm.reasoning import ReasoningParserManager
+
+    from r1lab.rollout import vllm_thinking
+
+    return ReasoningParserManager.get_reasoning_parser(vllm_thinking.NAME)
+
+
+def letters(chat_template: str | None = None) -> Any:
+    """A tokenizer of single letters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+OPENS = "{{ messages[-1]['content'] }}{% if add_generation_prompt %} <think>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "response", "reasoning", "content"),
+    [
+        (OPENS, " 1 + 1 </think> 2 ", "1 + 1", "2 "),
+        (OPENS, " on and on", "on and on", None),
+        (None, "2", None, "2"),  # not trained to think: vLLM's own would call it thinking
+        (None, "<think> so </think> 2", "so", "2"),
+    ],
+)
+def test_the_parser_knows_the_tags_by_their_text(
+    parser_class: Any, template: str | None, response: str, reasoning: str | None,
+    content: str | None,
+) -> None:  # fmt: skip
+    from vllm.parser.abstract_parser import DelegatingParser
+
+    tokenizer = letters(template)
+    request = SimpleNamespace(include_reasoning=True, tools=None, tool_choice=None, messages=[])
+    assert parser_class(tokenizer).extract_reasoning(response, request) == (reasoning, content)
+
+    class Parser(DelegatingParser):
+        reasoning_parser_cls = parser_class
+
+    prompt = tokenizer.encode("1 + 1 ?" + (" <think>" if template else ""))
+    ids, parser = tokenizer.encode(response), Parser(tokenizer)
+    deltas = [
+        parser.parse_delta(
+            tokenizer.decode([token]), [token], request, prompt, finished=place == len(ids) - 1
+        )
+        for place, token in enumerate(ids)
+    ]
+    found = [delta for delta in deltas if delta is not None]
+    assert "".join(d.reasoning or "" for d in found) == (reasoning or "")
+    assert "".join(d.content or "" for d in found) == (content or "")
+
+
+def test_what_else_vllm_asks_of_a_parser(parser_class: Any) -> None:
+    tokenizer = letters(OPENS)
+    parser = parser_class(tokenizer)
+    ids = tokenizer.encode("ab</think>cd")
+    assert parser.count_reasoning_tokens(ids) == 2
+    assert parser.count_reasoning_tokens(ids[:1]) == 1
+    assert tokenizer.decode(parser.extract_content_ids(ids)) == "cd"
+    assert parser.extract_content_ids(ids[:4]) == []
+    assert parser.is_reasoning_end_streaming(ids[:10], ids[9:10])
+    assert not parser.is_reasoning_end_streaming(ids[:9], ids[8:9])
+    assert not parser.is_reasoning_end(tokenizer.encode("a</think> b <think>"))
+    assert parser.is_reasoning_end(tokenizer.encode("<think> </think>\n"))
+    assert parser_class(letters()).count_reasoning_tokens(ids) == 0
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ LEVELS = (
     ),
     (
         "r1lab.model",
+        "r1lab.digests",
         "r1lab.lineage",
         "r1lab.rollout",
         "r1lab.verify",
@@ -113,6 +114,7 @@ LIGHT = (
     "r1lab.estimate.recipe",
     "r1lab.estimate.table",
     "r1lab.hints",
+    "r1lab.digests",
     "r1lab.launch",
     "r1lab.lineage",
     "r1lab.model.files",

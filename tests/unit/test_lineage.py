@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from r1lab.cli import main
+from r1lab.digests import artefact_sha256
 from r1lab.lineage import (
     Figure,
-    artefact_sha256,
     lineage_tree,
     read_lineage,
     tree_lines,
