@@ -141,6 +141,22 @@ def test_a_call_drops_what_a_stream_left_in_flight(sampler, prompts):
     assert sample(sampler, prompts) == groups
 
 
+def test_tokens_come_one_by_one_as_a_call_gives_them_and_stop_when_closed(sampler, prompts):
+    settings = SamplingSettings(num_samples=1, max_tokens=40, seed=5)
+    for prompt in prompts[:4]:
+        ((whole,),) = sampler.generate([prompt], settings, template=TEMPLATE)
+        tokens = tuple(sampler.tokens(prompt, settings))
+        assert tokens == whole.token_ids == tuple(sampler.tokens(prompt, settings))
+    greedy = SamplingSettings(num_samples=1, max_tokens=40, temperature=0.0)
+    stopped = sampler.tokens(prompts[0], greedy)
+    first = next(stopped)
+    stopped.close()
+    # What was stopped is out of the way of what comes next.
+    ((answer,),) = sampler.generate([prompts[0]], greedy, template=TEMPLATE)
+    assert answer.token_ids[0] == first
+    assert tuple(sampler.tokens(prompts[0], greedy)) == answer.token_ids
+
+
 def test_the_trainers_random_state_is_left_alone(sampler, prompts):
     torch.manual_seed(11)
     before = torch.get_rng_state()
