@@ -183,12 +183,13 @@ class _PrintKeys(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         from r1lab.recipe import PretrainRecipe, TrainRecipe
-        from r1lab.recipe_io import describe
+        from r1lab.recipe_keys import describe
 
         rows = describe(PretrainRecipe if parser.prog.endswith("pretrain") else TrainRecipe)
-        width = max(len(key) for key, _, _ in rows)
-        for key, default, meaning in rows:
-            print(f"--{key:{width}}  {default:<12}  {meaning}".rstrip())
+        width = max(len(row.key) for row in rows)
+        for row in rows:
+            said = f"{row.meaning} [{row.type}]".lstrip()
+            print(f"--{row.key:{width}}  {row.default:<12}  {said}")
         parser.exit()
 
 

@@ -42,6 +42,7 @@ LEVELS = (
         "r1lab.registry",
         "r1lab.published",
         "r1lab.recipe_io",
+        "r1lab.recipe_keys",
         "r1lab.run_folder",
     ),
     (
@@ -121,6 +122,7 @@ LIGHT = (
     "r1lab.recipe_algorithm",
     "r1lab.recipe_errors",
     "r1lab.recipe_io",
+    "r1lab.recipe_keys",
     "r1lab.recipe_section",
     "r1lab.recipe_watch",
     "r1lab.registry",
