@@ -25,6 +25,7 @@ LEVELS = (
         "r1lab.prompts",
         "r1lab.cli_types",
         "r1lab.hints",
+        "r1lab.pages",
         "r1lab.plain_yaml",
         "r1lab.precision",
         "r1lab.shortages",
@@ -92,6 +93,7 @@ LEVELS = (
         "r1lab.cli_report",
         "r1lab.cli_reproduce",
         "r1lab.cli_rewards",
+        "r1lab.cli_start",
     ),
     ("r1lab.__main__",),
 )
@@ -105,6 +107,7 @@ LIGHT = (
     "r1lab.cli_doctor",
     "r1lab.cli_preflight",
     "r1lab.cli_rewards",
+    "r1lab.cli_start",
     "r1lab.cli_estimate",
     "r1lab.doctor.examine",
     "r1lab.estimate.recipe",
@@ -113,6 +116,7 @@ LIGHT = (
     "r1lab.launch",
     "r1lab.model.files",
     "r1lab.plain_yaml",
+    "r1lab.pages",
     "r1lab.precision",
     "r1lab.shortages",
     "r1lab.problems",
@@ -259,7 +263,8 @@ def test_rewards_and_data_load_nothing_heavy():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["train", "--keys"], ["show", "--help"],
+    [[], ["--help"], ["completion", "bash"], ["train", "--help"], ["train", "--keys"],
+     ["show", "--help"],
      ["train", "quickstart", "--dry-run"], ["train", "quickstart", "--no.such", "1"],
      ["estimate", "quickstart", "--gpus", "8xH100"]],
 )  # fmt: skip
