@@ -71,7 +71,9 @@ def anchors(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_of_a_page_lead_somewhere(page):
-    for target in LINK.findall(prose(page)):
+    given = dict(re.findall(r"^\[(\w+)\]: (\S+)$", prose(page), re.MULTILINE))
+    assert set(re.findall(r"\]\[(\w+)\]", prose(page))) == set(given)
+    for target in (*LINK.findall(prose(page)), *given.values()):
         if re.match(r"[a-z]+:", target):
             parts = urlsplit(target)
             assert parts.scheme == "https" and "." in parts.netloc, f"{target} is no https address"
