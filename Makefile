@@ -46,7 +46,7 @@ check: setup  ## ruff and mypy
 docs: setup  ## the documentation as a site, in site/index.html
 	@PYTHONPATH=. $(BIN)/python scripts/write_reference.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
-	@echo "open site/index.html in a browser"
+	@echo "open site/index.html in a browser; with its search: python -m http.server -d site"
 
 wheel: setup  ## dist/r1lab-*.whl
 	@rm -rf build

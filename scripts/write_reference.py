@@ -70,7 +70,7 @@ def commands_page() -> str:
         text += f"\n## r1lab {name}\n\n{command.description}\n\n"
         if usage:
             text += f"`r1lab {name} {' '.join(map(str, usage))}`\n\n"
-        text += "| | |\n|---|---|\n"
+        text += "| argument | meaning |\n|---|---|\n"
         for action in command._actions:
             if action.help and action.dest not in ("help", "debug"):
                 text += f"| {_option(action)} | {_cell(action.help)} |\n"

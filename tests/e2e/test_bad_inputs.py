@@ -554,7 +554,6 @@ def test_words_that_the_tokenizer_does_not_know_are_warned_of(capsys, here):
         (["train", "recipe.yaml", "--resum"], ["--resum", "'--resume'"]),
         (["train", "recipe.yaml", "--steps"], ["--steps needs a value"]),
         (["tarin", "recipe.yaml"], ["'tarin'", "train"]),
-        ([], ["COMMAND"]),
     ],
 )  # fmt: skip
 def test_a_command(refused, here, arguments, expected):

@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_page_from_its_text(folder, capsys):
     (small,) = (block for kind, block in BLOCKS if kind == "bash")
-    settings = dict(re.findall(r'^export (\w+)="(.*)"$', small, re.MULTILINE))
+    settings = dict(re.findall(r'^export (\w+)="(.*)"$', small.replace("\\\n", ""), re.MULTILINE))
     assert set(settings) == {"ARGS", "EVAL"}
     done = follow(folder, settings)
     assert len(done) == 12 and sum("$" in line for line in done) == 4
