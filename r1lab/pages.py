@@ -59,6 +59,6 @@ def page_for(message: str) -> str | None:
 
 
 def with_page(message: str) -> str:
-    """The message with ` (docs/PAGE.md)` behind it, unless it names a page already."""
+    """The message with its page in brackets behind it, unless it names one already."""
     page = page_for(message)
     return message if page is None or "docs/" in message else f"{message} ({page})"
