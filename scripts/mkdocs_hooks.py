@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 NOTEBOOK = "the_step.ipynb"
-_MENTION = re.compile(r"(?<![\w`/(\[.])(?:\.\./)*docs/([\w/-]+\.md)(#[\w-]+)?")
+_MENTION = re.compile(r"(?<![\w`/\[.])(?<!\]\()(?:\.\./)*docs/([\w/-]+\.md)(#[\w-]+)?")
 _FENCE = re.compile(r"^(```.*?^```[ \t]*$|~~~.*?^~~~[ \t]*$)", re.DOTALL | re.MULTILINE)
 
 

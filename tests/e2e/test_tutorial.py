@@ -68,7 +68,7 @@ def test_the_page_from_its_text(folder, capsys):
     metrics = json.loads((folder / "runs/swaps/metrics.jsonl").read_text().splitlines()[0])
     assert 0 <= metrics["swaps_reward.in_place"] <= 1
     assert len(list(folder.glob("evals/*/*.json"))) == 4
-    assert said.count("nano against swaps") == 2
+    assert said.count("swaps against nano") == 2
     assert len(re.findall(r"pass_at_1 .* -> .* \[.*\], p = ", said)) == 2
 
 
