@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file recipes/accelerate/single.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-long browser check wheel lock
+.PHONY: help setup quickstart test test-long browser check docs wheel lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,11 @@ check: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup  ## the documentation as a site, in site/index.html
+	@PYTHONPATH=. $(BIN)/python scripts/write_reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "open site/index.html in a browser; with its search: python -m http.server -d site"
 
 wheel: setup  ## dist/r1lab-*.whl
 	@rm -rf build

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
+from typing import get_args
 
 from r1lab.hints import nearest, raised
 from r1lab.launch import check_launch, num_processes, process_rank
@@ -19,7 +20,8 @@ from r1lab.model.load import resolve_folder
 from r1lab.problems import ProblemMixture
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import PretrainRecipe, TrainRecipe
-from r1lab.registry import PROBLEM_VERIFIER, load_mixture, resolve
+from r1lab.recipe_algorithm import LossName
+from r1lab.registry import PROBLEM_VERIFIER, find, load_mixture, resolve
 from r1lab.rollout.build import check_engine
 from r1lab.rollout.limits import (
     check_fit,
@@ -61,6 +63,8 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
     for index, reward in enumerate(recipe.rewards):
         if reward.reward != PROBLEM_VERIFIER:
             load_reward(reward.reward, reward.options, key=f"rewards.{index}")
+    if recipe.algorithm.loss not in get_args(LossName):
+        find(recipe.algorithm.loss, "loss", key="algorithm.loss")
     grader = recipe.watch.grader
     if grader is not None and grader.reward != PROBLEM_VERIFIER:
         load_reward(grader.reward, grader.options, key="watch.grader")

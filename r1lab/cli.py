@@ -18,12 +18,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1lab import __version__, cli_eval, cli_models, cli_report, cli_reproduce, cli_rewards
+from r1lab import (
+    __version__,
+    cli_eval,
+    cli_models,
+    cli_report,
+    cli_reproduce,
+    cli_rewards,
+    cli_start,
+)
 from r1lab.cli_doctor import add_doctor_options, doctor
 from r1lab.cli_estimate import add_estimate_options, estimate, print_brief
 from r1lab.cli_preflight import preflight
 from r1lab.cli_types import Parser, whole
 from r1lab.launch import process_rank
+from r1lab.pages import with_page
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:
@@ -44,6 +53,9 @@ On several processes, or to choose devices and precision, start it through accel
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        print(cli_start.welcome(Path()), end="")
+        return 0
     parser = build_parser()
     known = _options(parser, arguments)
     arguments, overrides = _split_overrides(arguments, known)
@@ -96,6 +108,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--preflight", action="store_true",
         help="sample a few groups and say whether this run can learn (exit code 0) or not (4)",
     )  # fmt: skip
+
+    quickstart = _add_command(
+        commands, "quickstart", _quickstart, "train the small base that ships, to a rising curve"
+    )
+    quickstart.usage = f"{quickstart.prog} [--dry-run] [--section.key VALUE ...]"
+    quickstart.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, and stop"
+    )
+    quickstart.epilog = (
+        "About 8 minutes on two cores, into runs/quickstart; goes on where it was stopped.\n"
+        "`r1lab train quickstart` is the same, with threads as the environment has them."
+    )
 
     evaluate = _add_command(commands, "eval", cli_eval.evaluate, "score a model on a suite")
     cli_eval.add_eval_options(evaluate)
@@ -164,6 +188,11 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "doctor", doctor, "say what this machine has and can do, and how to mend it"
     )
     add_doctor_options(examine)
+
+    completion = _add_command(
+        commands, "completion", _completion, "write a script that completes r1lab in your shell"
+    )
+    cli_start.add_completion_options(completion)
     return parser
 
 
@@ -201,12 +230,13 @@ class _PrintKeys(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         from r1lab.recipe import PretrainRecipe, TrainRecipe
-        from r1lab.recipe_io import describe
+        from r1lab.recipe_keys import describe
 
         rows = describe(PretrainRecipe if parser.prog.endswith("pretrain") else TrainRecipe)
-        width = max(len(key) for key, _, _ in rows)
-        for key, default, meaning in rows:
-            print(f"--{key:{width}}  {default:<12}  {meaning}".rstrip())
+        width = max(len(row.key) for row in rows)
+        for row in rows:
+            said = f"{row.meaning} [{row.type}]".lstrip()
+            print(f"--{row.key:{width}}  {row.default:<12}  {said}")
         parser.exit()
 
 
@@ -274,6 +304,20 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
         print(
             f"open {folder / 'report.html'} in a browser, or read samples with: r1lab show {folder}"
         )
+    return 0
+
+
+def _quickstart(options: argparse.Namespace, overrides: list[Override]) -> int:
+    cli_start.let_threads_sleep()
+    given = dict(overrides)
+    run = Path(given.get("output", f"runs/{given.get('name', 'quickstart')}"))
+    options.recipe, options.preflight, options.force = "quickstart", False, False
+    options.resume = (run / "metrics.jsonl").is_file()
+    return _train(options, overrides)
+
+
+def _completion(options: argparse.Namespace, overrides: list[Override]) -> int:
+    print(cli_start.completion_script(build_parser(), options.shell))
     return 0
 
 
@@ -388,5 +432,5 @@ def _once_over_processes() -> Iterator[None]:
 
 def _say_error(error: R1labError) -> None:
     process = f" (process {process_rank()})" if process_rank() > 0 else ""
-    line = " ".join(str(error).split())
+    line = with_page(" ".join(str(error).split()))
     print(f"r1lab: error{process}: {line}", file=sys.stderr)

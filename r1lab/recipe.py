@@ -74,7 +74,9 @@ class SourceSettings(Section):
 class ProblemSettings(Section):
     """What is asked, in training and in evaluation."""
 
-    sources: tuple[SourceSettings, ...] = Field(min_length=1)
+    sources: tuple[SourceSettings, ...] = Field(
+        min_length=1, description="streams of problems, mixed by their weights"
+    )
     seed: Seed = Field(
         0, description="of the problem streams; held-out problems do not depend on it"
     )
@@ -93,7 +95,7 @@ class RewardSettings(Section):
         description="`problem` for the verifier each problem names, a shipped reward (boxes, math, "
         "format, ...), path/to/file.py:function or package.module:function"
     )
-    weight: float = 1.0
+    weight: float = Field(1.0, description="of its score in the sum; 0: reported only")
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments")
     isolate: bool = Field(
         True,
@@ -123,8 +125,10 @@ class SamplingRecipe(Section):
     )
     questions_per_step: Positive = Field(32, le=100_000, description="P, over all processes")
     group_size: int = Field(16, ge=2, le=10_000, description="G completions of each question")
-    temperature: float = Field(1.0, ge=0.01, le=100)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(
+        1.0, ge=0.01, le=100, description="of training's samples; log-probs are taken at it too"
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="1 is the only one that can be trained on")
     max_tokens: Positive = Field(128, description="new tokens of a response, at most")
     cap_raise: CapRaise | None = Field(
         None, description="a higher max_tokens late in the run, in training and evaluation"
@@ -160,25 +164,29 @@ class SamplingRecipe(Section):
 class OptimizerSettings(Section):
     """AdamW (arXiv 1711.05101) on a float32 copy of the weights."""
 
-    learning_rate: float = Field(3e-4, gt=0, le=1)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="at its highest")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="of the learning rate after the warm-up"
+    )
     final_fraction: Fraction = Field(0.1, description="of the learning rate, at the last step")
-    warmup_steps: NonNegative = 3
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.99, ge=0, lt=1)
-    epsilon: float = Field(1e-8, gt=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0, le=100)
-    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_steps: NonNegative = Field(3, description="over which the learning rate rises")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
+    epsilon: float = Field(1e-8, gt=0, lt=1, description="added to the root of the second moment")
+    weight_decay: float = Field(0.0, ge=0, le=100, description="decoupled from the gradient")
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled to this norm")
 
 
 class EvaluationSettings(Section):
     """Held-out problems, before, during and after."""
 
     every: NonNegative = Field(10, description="steps between them; 0: before and after only")
-    num_problems: Positive = Field(200, le=1_000_000)
+    num_problems: Positive = Field(
+        200, le=1_000_000, description="held-out problems, the same ones each time"
+    )
     num_samples: Positive = Field(16, le=100_000, description="k samples of each problem")
-    temperature: float = Field(1.0, ge=0.01, le=100)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(1.0, ge=0.01, le=100, description="of those samples")
+    top_p: float = Field(1.0, gt=0, le=1, description="of those samples")
     greedy: bool = Field(True, description="also score one greedy answer before and after")
     seed: Seed = Field(1234, description="of the held-out problems and of their sampling")
 
@@ -207,14 +215,15 @@ class TrainRecipe(Section):
         "never",
         description="auto: go on where the run folder holds a run already, as with --resume",
     )
-    seed: Seed = 0
-    steps: Positive = 60
+    seed: Seed = Field(0, description="of everything that is drawn in training")
+    steps: Positive = Field(60, description="rollouts, each followed by its updates")
     model: ModelSettings = ModelSettings()
     template: Name = Field("compact", description="a name of r1lab.prompts.TEMPLATES")
     problems: ProblemSettings
     rewards: tuple[RewardSettings, ...] = Field(
         (RewardSettings(reward="problem"), RewardSettings(reward="format", weight=0.1)),
         min_length=1,
+        description="added up by their weights",
     )
     reward_workers: Positive | None = Field(
         None,
@@ -292,31 +301,38 @@ class PretrainRecipe(Section):
 
     name: RunName = Field(description="letters, digits, `.`, `_` and `-`")
     output: Name | None = Field(None, description="the run folder; null: runs/<name>")
-    seed: Seed = 0
-    size: Literal["pico", "nano", "micro", "lite", "v3"] = "nano"
+    seed: Seed = Field(0, description="of the corpus and of the first weights")
+    size: Literal["pico", "nano", "micro", "lite", "v3"] = Field(
+        "nano", description="shape of the model (r1lab.model.config)"
+    )
     corpus: CorpusSettings = CorpusSettings()
     tokens: int = Field(gt=0, le=10**15, description="tokens of the corpus, prompts included")
-    tokens_per_batch: Positive = 4096
+    tokens_per_batch: Positive = Field(4096, description="of one update")
     row_length: int = Field(
         256, ge=16, le=10**6, description="documents are packed into rows of this length"
     )
     prompt_loss_weight: Fraction = Field(
         0.1, description="of a question's tokens: they are random and teach little"
     )
-    learning_rate: float = Field(2e-3, gt=0, le=1)
-    final_fraction: Fraction = 0.03
-    warmup_steps: NonNegative = 50
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="at its highest")
+    final_fraction: Fraction = Field(0.03, description="of the learning rate, at the end")
+    warmup_steps: NonNegative = Field(50, description="over which the learning rate rises")
     flat_until: float = Field(
         0.6, ge=0, lt=1, description="share of the run before the decay begins"
     )
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.05, ge=0, le=100)
-    max_grad_norm: float = Field(1.0, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment")
+    weight_decay: float = Field(0.05, ge=0, le=100, description="decoupled from the gradient")
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled to this norm")
     router_bias_speed: float = Field(
-        1e-3, ge=0, le=1, description="arXiv 2412.19437: 0.001, then 0"
+        1e-3,
+        ge=0,
+        le=1,
+        description="of the experts' bias towards an even load (arXiv 2412.19437: 0.001, then 0)",
     )
-    dtype: Dtype = Field("auto", validate_default=True)
+    dtype: Dtype = Field(
+        "auto", validate_default=True, description="working weights; see model.dtype of training"
+    )
     checkpoint_every: Positive = Field(500, description="steps between saved states")
     card_problems: NonNegative = Field(
         200, description="held-out problems of each kind scored for the model card; 0: none"

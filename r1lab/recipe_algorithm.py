@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from r1lab.recipe_section import NonNegative, Positive, Section
+from r1lab.recipe_section import Name, NonNegative, Positive, Section
+
+LossName = Literal[
+    "grpo", "dr_grpo", "token_mean", "bnpo", "gspo", "luspo", "cispo", "sapo", "vespo"
+]
 
 
 class SapoSettings(Section):
@@ -22,22 +26,21 @@ class VespoSettings(Section):
     """The weight W^k e^(lambda (1 - W)) of the loss vespo (arXiv 2602.10693)."""
 
     k_positive: float = Field(2.0, gt=0, le=100, description="where the advantage is 0 or more")
-    lambda_positive: float = Field(3.0, gt=0, le=100)
+    lambda_positive: float = Field(3.0, gt=0, le=100, description="likewise")
     k_negative: float = Field(3.0, gt=0, le=100, description="where it is below 0")
-    lambda_negative: float = Field(2.0, gt=0, le=100)
+    lambda_negative: float = Field(2.0, gt=0, le=100, description="likewise")
 
 
 class AlgorithmSettings(Section):
     """GRPO and its relatives: docs/algorithms.md has the papers and equations."""
 
-    loss: Literal[
-        "grpo", "dr_grpo", "token_mean", "bnpo", "gspo", "luspo", "cispo", "sapo", "vespo"
-    ] = Field(
+    loss: Name = Field(
         "token_mean",
+        examples=[*get_args(LossName), "path/to/file.py:function"],
         description="GRPO's clipped term averaged per output, then over outputs (grpo), over a "
         "constant (dr_grpo), over all tokens of the step (token_mean: DAPO) or of the mini-batch "
         "(bnpo); with one ratio a sequence (gspo, luspo); with clipped weights (cispo), a soft "
-        "gate (sapo), a weight of the whole sequence (vespo)",
+        "gate (sapo), a weight of the whole sequence (vespo); or your own (docs/howto/own-loss.md)",
     )
     advantage: Literal["group_std", "mean_only", "batch_std", "rloo", "reinforce_pp"] = Field(
         "group_std",
@@ -81,8 +84,12 @@ class AlgorithmSettings(Section):
         description="weights for the gap between sampler and trainer, cut off at, or 0 outside, "
         "the two bounds below",
     )
-    correction_low: float | None = Field(None, gt=0, lt=1)
-    correction_high: float | None = Field(2.0, gt=1, le=1000)
+    correction_low: float | None = Field(
+        None, gt=0, lt=1, description="lower bound of those weights; null: none"
+    )
+    correction_high: float | None = Field(
+        2.0, gt=1, le=1000, description="upper bound of those weights; null: none"
+    )
     dynamic_sampling: bool = Field(
         False,
         description="throw groups away whose scores are all equal, and ask further questions in "
@@ -132,6 +139,17 @@ class AlgorithmSettings(Section):
                 "of DAPO"
             )
         return value
+
+    @field_validator("loss")
+    @classmethod
+    def _is_a_loss(cls, name: str) -> str:
+        names = get_args(LossName)
+        place, _, function = name.partition(":")
+        if name not in names and not (place.endswith(".py") or function):
+            raise ValueError(
+                f"{name!r} is not one of {', '.join(names)}, or path/to/file.py:function"
+            )
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> AlgorithmSettings:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -31,7 +31,8 @@ from r1lab.hints import nearest
 from r1lab.plain_yaml import YamlFault, find, parse
 from r1lab.problems import beside
 from r1lab.recipe import TrainRecipe
-from r1lab.recipe_errors import Key, explain, section_below, section_in, show
+from r1lab.recipe_errors import Key, explain, section_below, show
+from r1lab.recipe_keys import plain
 from r1lab.registry import shipped_folder
 from r1lab.types import RecipeError
 
@@ -176,25 +177,6 @@ def git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def describe(schema: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted key, type and default, meaning) of each key that a recipe can have."""
-    rows = []
-    for name, field in schema.model_fields.items():
-        section = section_in(field.annotation)
-        key = f"{prefix}{name}"
-        in_list = get_origin(field.annotation) is tuple
-        if section is None or in_list or field.default is None:
-            default = (
-                "required"
-                if field.is_required()
-                else show(_plain(field.get_default(call_default_factory=True)))
-            )
-            rows.append((key, default, field.description or ""))
-        if section is not None:
-            rows.extend(describe(section, f"{key}.0." if in_list else f"{key}."))
-    return rows
-
-
 # --- reading ---------------------------------------------------------------------------------
 
 
@@ -270,12 +252,17 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _anchor(tree: dict[str, Any], folder: Path) -> None:
-    """Rewards and sources whose files stand beside the recipe, by their whole paths."""
+    """Rewards, sources and a loss whose files stand beside the recipe, by their whole paths."""
     problems = tree.get("problems")
     sources = problems.get("sources") if isinstance(problems, dict) else None
     watch = tree.get("watch")
     graders = [watch.get("grader")] if isinstance(watch, dict) else None
-    named = ((tree.get("rewards"), "reward"), (sources, "source"), (graders, "reward"))
+    named = (
+        (tree.get("rewards"), "reward"),
+        (sources, "source"),
+        (graders, "reward"),
+        ([tree.get("algorithm")], "loss"),
+    )
     for entries, key in named:
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and isinstance(entry.get(key), str):
@@ -344,7 +331,7 @@ def _default_list(schema: type[BaseModel], parts: Sequence[str]) -> Any:
     for part in parts[:-1]:
         section = section_below(section, part)
     field = section.model_fields.get(parts[-1]) if section else None
-    default = _plain(field.get_default(call_default_factory=True)) if field else None
+    default = plain(field.get_default(call_default_factory=True)) if field else None
     return default if isinstance(default, list) else {}
 
 
@@ -353,11 +340,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return dict(value)
     return list(value) if isinstance(value, list) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
-    return value

@@ -1,9 +1,9 @@
 """From a name in a recipe to the code and the problems it stands for.
 
-A reward or a problem source is named in one of these ways, the first that fits:
+A reward, a problem source or a loss is named in one of these ways, the first that fits:
     boxes                      shipped: r1lab.rewards.boxes:reward, r1lab.data.boxes:load
     path/to/file.py:function   any file, beside the recipe that names it or else from the current
-                               folder; `file.py` alone means `reward` or `load`
+                               folder; `file.py` alone means `reward`, `load` or `loss`
     package.module:function    anything importable; without `:function`, likewise
     path/to/problems.jsonl     (or .parquet) problems as rows, see `FileProblems`
 
@@ -40,10 +40,11 @@ from r1lab.recipe import ProblemSettings, SourceSettings
 from r1lab.tables import TABLES
 from r1lab.types import R1labError, RecipeError
 
-Kind = Literal["reward", "source"]
+Kind = Literal["reward", "source", "loss"]
 
+# Losses that ship are a table (`r1lab.grpo.loss.LOSSES`), looked into before this is asked.
 _PACKAGE = {"reward": "r1lab.rewards", "source": "r1lab.data"}
-_FUNCTION = {"reward": "reward", "source": "load"}
+_FUNCTION = {"reward": "reward", "source": "load", "loss": "loss"}
 
 # What tables come in that are not read here.
 _OTHER_TABLES = (".csv", ".tsv", ".json", ".txt", ".gz", ".zst", ".arrow", ".xlsx")
@@ -150,7 +151,9 @@ def resolve(text: str, kind: Kind, *, key: str = "") -> Callable[..., Any]:
 @cache
 def shipped(kind: Kind) -> tuple[str, ...]:
     """Names of the rewards or sources that ship: files that define `reward` or `load`."""
-    folder = shipped_folder("rewards" if kind == "reward" else "data")
+    if kind not in _PACKAGE:
+        return ()
+    folder = shipped_folder(_PACKAGE[kind].removeprefix("r1lab."))
     return tuple(
         sorted(
             path.stem

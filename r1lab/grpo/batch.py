@@ -107,7 +107,7 @@ def pack(
     """Pack the completions of P groups that carry gradient, with the denominator of all of them.
 
     advantages as `group_advantages` returns them: None marks a faulted completion, which counts
-    nowhere. `loss` is a name of grpo.loss.LOSSES, `max_tokens` the length limit of a completion
+    nowhere. `loss` is what grpo.loss.find_loss takes, `max_tokens` the length limit of a completion
     (Dr. GRPO's constant). `version` is that of the trainer's weights: what was sampled under others
     is stale; None: nothing is. `sum_over_processes` sums an int64 tensor over processes in place or
     not and returns it (`accelerator.reduce`); None: one process. Each process must call it, also

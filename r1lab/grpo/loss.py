@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
@@ -39,6 +40,8 @@ from torch import Tensor
 
 from r1lab.grpo import surrogate
 from r1lab.grpo.surrogate import DEFAULTS, Level, LossOptions, Surrogate, at_level, k3, spread
+from r1lab.registry import resolve
+from r1lab.types import R1labError, RecipeError
 
 Aggregation = Literal[
     "sequence_mean", "sequence_sum", "token_mean", "minibatch_token_mean", "constant"
@@ -69,11 +72,29 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
 )
 
 
+@lru_cache(maxsize=16)
 def find_loss(name: str) -> Loss:
-    """The loss of that name; ValueError names those there are."""
-    if name not in LOSSES:
-        raise ValueError(f"loss {name!r} is not one of {', '.join(sorted(LOSSES))}")
-    return LOSSES[name]
+    """The loss of that name: one of LOSSES, else what `path/to/file.py:function` returns.
+
+    Raises RecipeError for a name that is neither, and for a function that returns no Loss.
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    key = "algorithm.loss"
+    if ":" not in name and not name.endswith(".py"):
+        raise RecipeError(f"{key}: {name!r} is not one of {', '.join(sorted(LOSSES))}")
+    function = resolve(name, "loss", key=key)
+    try:
+        found = function()
+    except TypeError as error:  # it takes arguments: most likely the term itself was named
+        raise RecipeError(
+            f"{key}: {name!r}: {error}; name a function that returns a Loss"
+        ) from None
+    if not isinstance(found, Loss):
+        raise RecipeError(
+            f"{key}: {name!r} returned {type(found).__name__}, not an r1lab.grpo.loss.Loss"
+        )
+    return found
 
 
 def denominator(loss: str, num_sequences: int, num_tokens: int, max_tokens: int) -> float:
@@ -148,7 +169,7 @@ def policy_loss(
     logp_old    [M] the same before the first update; None: this is the first update (ratio 1)
     advantages  [b] one for each sequence, shared by its tokens
     lengths     [b] completion tokens of each sequence; they sum to M
-    loss        a name of LOSSES
+    loss        what `find_loss` takes
     denominator of the whole step over all processes (`denominator` above)
     logp_ref    [M] under the reference; needed where options.kl_coefficient is not 0
     correction  ([M] weights, [M] which of them were cut) of `correction.correction_weights`; they
@@ -168,6 +189,11 @@ def policy_loss(
         weights.log() if weights is not None and level == "product" else None,
     )  # fmt: skip
     terms = chosen.surrogate(log_ratio, per_token, logp, options)
+    if terms.shape != logp.shape:
+        raise R1labError(
+            f"algorithm.loss: {loss!r} gave terms of shape {tuple(terms.shape)} for "
+            f"{num_tokens} tokens; return one term a token"
+        )
     if weights is not None and level != "product":
         terms = terms * weights
     if options.kl_coefficient != 0.0:

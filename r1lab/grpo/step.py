@@ -11,6 +11,7 @@ import torch
 
 from r1lab.grpo.advantage import Total, group_advantages
 from r1lab.grpo.batch import SumOverProcesses, pack, split, without_zero_advantage
+from r1lab.grpo.loss import find_loss
 from r1lab.grpo.policy import GradientStats, Policy
 from r1lab.grpo.refill import Collected, refill
 from r1lab.recipe import AlgorithmSettings, TrainRecipe
@@ -141,7 +142,12 @@ def needs_all(algorithm: AlgorithmSettings) -> bool:
 
     In a KL term they carry gradient; in `bnpo` their tokens count in each mini-batch.
     """
-    return algorithm.kl_coefficient > 0 or algorithm.loss == "bnpo"
+    return algorithm.kl_coefficient > 0 or counts_minibatches(algorithm)
+
+
+def counts_minibatches(algorithm: AlgorithmSettings) -> bool:
+    """Whether each mini-batch has a denominator of its own, as in `bnpo`."""
+    return find_loss(algorithm.loss).aggregation == "minibatch_token_mean"
 
 
 def minibatches(policy: Policy, batch: Batch, recipe: TrainRecipe) -> Iterator[Batch]:
@@ -157,7 +163,7 @@ def minibatches(policy: Policy, batch: Batch, recipe: TrainRecipe) -> Iterator[B
             generator = torch.Generator().manual_seed(seed % 2**63)
         for part in split(
             batch, algorithm.num_minibatches, generator,
-            own_denominators=algorithm.loss == "bnpo",
+            own_denominators=counts_minibatches(algorithm),
             sum_over_processes=policy.sum_over_processes,
         ):  # fmt: skip
             yield part if algorithm.kl_coefficient else without_zero_advantage(part)

@@ -22,6 +22,7 @@ from r1lab.grpo.floor import measure_floor
 from r1lab.grpo.interrupt import StopSignals
 from r1lab.grpo.keeper import Keeper
 from r1lab.grpo.lookout import Lookout
+from r1lab.grpo.loss import find_loss
 from r1lab.grpo.pieces import load_policy, source_of
 from r1lab.grpo.step import StepResult, rl_step
 from r1lab.grpo.summary import summary_of
@@ -123,6 +124,7 @@ class Run:
 
         recipe = self.recipe
         self._check_folder(resume)
+        find_loss(recipe.algorithm.loss)  # one of the user's own is imported, and refused, here
         set_seed(recipe.seed)
         self.held_out = load_mixture(recipe.problems, "test", recipe.evaluation.seed).distinct(
             recipe.evaluation.num_problems

@@ -89,7 +89,7 @@ def test_the_command_and_the_recipes_that_ship(installed, elsewhere):
 
 def test_it_trains_two_steps(installed, elsewhere):
     run(
-        installed / "r1lab", "train", "recipes/quickstart.yaml", "--steps", 2,
+        installed / "r1lab", "quickstart", "--steps", 2,
         "--sampling.questions_per_step", 4, "--sampling.group_size", 4,
         "--evaluation.num_problems", 4, "--evaluation.num_samples", 2, "--evaluation.every", 0,
         **elsewhere,

@@ -52,6 +52,8 @@ OPTIONS = {
         *("-h", "RECIPE"),
     ],
     "doctor": ["--debug", "--help", "--json", "-h"],
+    "quickstart": ["--debug", "--dry-run", "--help", "-h"],
+    "completion": ["--debug", "--help", "-h", "SHELL"],
     "new": ["--debug", "--help", "-h", "KIND", "NAME"],
     "show": ["--debug", "--help", "--num", "--problem", "--samples", "--step", "-h", "RUN"],
     "report": [

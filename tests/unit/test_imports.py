@@ -25,6 +25,7 @@ LEVELS = (
         "r1lab.prompts",
         "r1lab.cli_types",
         "r1lab.hints",
+        "r1lab.pages",
         "r1lab.plain_yaml",
         "r1lab.thinking",
         "r1lab.precision",
@@ -43,6 +44,7 @@ LEVELS = (
         "r1lab.registry",
         "r1lab.published",
         "r1lab.recipe_io",
+        "r1lab.recipe_keys",
         "r1lab.run_folder",
     ),
     (
@@ -95,6 +97,7 @@ LEVELS = (
         "r1lab.cli_report",
         "r1lab.cli_reproduce",
         "r1lab.cli_rewards",
+        "r1lab.cli_start",
     ),
     ("r1lab.__main__",),
 )
@@ -109,6 +112,7 @@ LIGHT = (
     "r1lab.cli_doctor",
     "r1lab.cli_preflight",
     "r1lab.cli_rewards",
+    "r1lab.cli_start",
     "r1lab.cli_estimate",
     "r1lab.doctor.examine",
     "r1lab.estimate.recipe",
@@ -119,6 +123,7 @@ LIGHT = (
     "r1lab.lineage",
     "r1lab.model.files",
     "r1lab.plain_yaml",
+    "r1lab.pages",
     "r1lab.precision",
     "r1lab.shortages",
     "r1lab.problems",
@@ -128,6 +133,7 @@ LIGHT = (
     "r1lab.recipe_algorithm",
     "r1lab.recipe_errors",
     "r1lab.recipe_io",
+    "r1lab.recipe_keys",
     "r1lab.recipe_section",
     "r1lab.recipe_watch",
     "r1lab.registry",
@@ -265,7 +271,8 @@ def test_rewards_and_data_load_nothing_heavy():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["train", "--keys"], ["show", "--help"],
+    [[], ["--help"], ["completion", "bash"], ["train", "--help"], ["train", "--keys"],
+     ["show", "--help"],
      ["train", "quickstart", "--dry-run"], ["train", "quickstart", "--no.such", "1"],
      ["estimate", "quickstart", "--gpus", "8xH100"]],
 )  # fmt: skip

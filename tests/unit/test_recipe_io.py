@@ -9,13 +9,13 @@ import pytest
 
 from r1lab.recipe import PretrainRecipe, TrainRecipe
 from r1lab.recipe_io import (
-    describe,
     dump_resolved,
     find_recipe,
     load_recipe,
     parse_overrides,
     shipped_recipes,
 )
+from r1lab.recipe_keys import describe
 from r1lab.types import RecipeError
 
 BASE = """\
@@ -150,7 +150,7 @@ def test_every_float_key_takes_an_exponent(write):
     path = write(BASE)
     keys = [
         key
-        for key, default, _ in describe(TrainRecipe)
+        for key, default, *_ in describe(TrainRecipe)
         if default.replace(".", "").replace("e-", "").isdigit()
         and ("." in default or "e" in default)
     ]
