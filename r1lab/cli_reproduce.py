@@ -64,7 +64,8 @@ def reproduce(options: argparse.Namespace, _: object) -> int:
 
 
 def _run(options: argparse.Namespace, experiments: list[Experiment]) -> int:
-    from r1lab.reproduce.campaign import Campaign, check_failed, run_tasks
+    from r1lab.reproduce.campaign import Campaign
+    from r1lab.tasks import check_failed, run_tasks
 
     groups: dict[int, list[Experiment]] = {}
     for experiment in experiments:

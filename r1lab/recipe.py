@@ -286,7 +286,9 @@ class PretrainRecipe(Section):
     name: RunName = Field(description="letters, digits, `.`, `_` and `-`")
     output: Name | None = Field(None, description="the run folder; null: runs/<name>")
     seed: Seed = 0
-    size: Literal["pico", "nano", "micro", "lite", "v3"] = "nano"
+    size: Literal["pico", "nano", "micro", "lite", "v3", "dense", "dense-small"] = Field(
+        "nano", description="V3-style, or dense (Llama's architecture), see r1lab.model.config"
+    )
     corpus: CorpusSettings = CorpusSettings()
     tokens: int = Field(gt=0, le=10**15, description="tokens of the corpus, prompts included")
     tokens_per_batch: Positive = 4096

@@ -275,7 +275,11 @@ def _anchor(tree: dict[str, Any], folder: Path) -> None:
     sources = problems.get("sources") if isinstance(problems, dict) else None
     watch = tree.get("watch")
     graders = [watch.get("grader")] if isinstance(watch, dict) else None
-    named = ((tree.get("rewards"), "reward"), (sources, "source"), (graders, "reward"))
+    keep = [tree["keep"]] if isinstance(tree.get("keep"), dict) else None
+    named = (
+        (tree.get("rewards"), "reward"), (sources, "source"), (graders, "reward"),
+        (tree.get("rows"), "path"), (keep, "clean"),
+    )  # fmt: skip
     for entries, key in named:
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and isinstance(entry.get(key), str):
