@@ -162,6 +162,8 @@ def refusal(completion: Completion, outcome: Outcome, keep: KeepSettings) -> str
         return f"fault: {outcome.kind}"
     if completion.finish_reason == "length":
         return "cut off"
+    if not completion.text.strip():
+        return "empty"
     for name, least in keep.least.items():
         value = outcome.parts.get(name)
         if value is None:
