@@ -7,6 +7,7 @@ that says so: what has one is not done again.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -37,12 +38,14 @@ class Task:
 def run_tasks(tasks: Iterable[Task], *, jobs: int, threads: int, say: Say) -> list[Task]:
     """Run what is not done yet, `jobs` side by side with so many threads each; those that failed.
 
-    A task that fails does not stop the others, but what needs it is left out. Interrupted, it ends
-    the processes in the way of a signal, which saves their runs, and raises KeyboardInterrupt.
+    A task that fails does not stop the others, but what needs it is left out. Interrupted (Ctrl-C
+    or SIGTERM), it ends the processes in the way of a signal, which saves their runs, and raises
+    KeyboardInterrupt.
     """
     waiting = [task for task in tasks if not task.is_done]
     total, running = len(waiting), dict[subprocess.Popen[bytes], tuple[Task, float]]()
     failed: list[Task] = []
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             for process in [p for p in running if p.poll() is not None]:
@@ -65,6 +68,8 @@ def run_tasks(tasks: Iterable[Task], *, jobs: int, threads: int, say: Say) -> li
     except BaseException:
         _end(list(running))
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return failed
 
 
