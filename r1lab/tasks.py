@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ def run_tasks(tasks: Iterable[Task], *, jobs: int, threads: int, say: Say) -> li
     waiting = [task for task in tasks if not task.is_done]
     total, running = len(waiting), dict[subprocess.Popen[bytes], tuple[Task, float]]()
     failed: list[Task] = []
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    in_main = threading.current_thread() is threading.main_thread()  # others get no signals
+    if in_main:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             for process in [p for p in running if p.poll() is not None]:
@@ -69,7 +72,8 @@ def run_tasks(tasks: Iterable[Task], *, jobs: int, threads: int, say: Say) -> li
         _end(list(running))
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
     return failed
 
 
