@@ -33,6 +33,10 @@ def add_reproduce_options(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="FOLDER", default="runs/reproduce", help="of the runs (runs/reproduce)"
     )
     parser.add_argument(
+        "--records", metavar="FILE", type=Path,
+        help="runs whose records are in it are not made again (docs/reproduction/records.json)",
+    )  # fmt: skip
+    parser.add_argument(
         "--jobs", type=whole(1), metavar="N",
         help="processes side by side (as many as cores, at most one a run)",
     )  # fmt: skip
@@ -65,12 +69,14 @@ def reproduce(options: argparse.Namespace, _: object) -> int:
 
 def _run(options: argparse.Namespace, experiments: list[Experiment]) -> int:
     from r1lab.reproduce.campaign import Campaign
+    from r1lab.reproduce.record import read_records
     from r1lab.tasks import check_failed, run_tasks
 
     groups: dict[int, list[Experiment]] = {}
     for experiment in experiments:
         groups.setdefault(options.seeds or experiment.seeds, []).append(experiment)
-    campaigns = [Campaign(Path(options.out), of, range(n)) for n, of in groups.items()]
+    known = read_records(options.records) if options.records else {}
+    campaigns = [Campaign(Path(options.out), of, range(n), known=known) for n, of in groups.items()]
     tasks = list({task.done: task for of in campaigns for task in of.tasks()}.values())
     left = [task for task in tasks if not task.is_done]
     cores = len(os.sched_getaffinity(0))

@@ -3,7 +3,9 @@
     python scripts/write_reproduction.py --runs runs/reproduce    # records, tables, pictures
     python scripts/write_reproduction.py                          # the same from docs/reproduction/
 
-Of every run a small record is kept (docs/reproduction/records.json); verdicts and pictures follow
+Of every run a small record is kept (docs/reproduction/records.json), also of runs whose experiment
+is not complete: `r1lab reproduce --records` does not make them again, and a record that is kept is
+not replaced (take it out of the file for that). Verdicts and pictures follow
 from the records alone, and so do docs/reproduction.json and the tables between the markers of
 docs/reproduction.md. What stands outside the markers is written by hand. An experiment without
 records of all its arms is left out and said. Prints one JSON line last.
@@ -14,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from r1lab.reproduce.campaign import Campaign
+from r1lab.reproduce.campaign import Campaign, record_key
 from r1lab.reproduce.draw import draw_experiment
 from r1lab.reproduce.experiment import Experiment, experiment_names, load_experiment
 from r1lab.reproduce.measure import Finding, Outcome, Records, outcome_of
-from r1lab.reproduce.record import Record
+from r1lab.reproduce.record import Record, read_records
 from r1lab.types import R1labError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -33,24 +36,22 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, help="folder of `r1lab reproduce` to read first")
     parser.add_argument("--seeds", type=int, default=3, help="of each experiment there (3)")
     options = parser.parse_args()
-    kept = read_records()
+    records = read_records(RECORDS) if RECORDS.exists() else {}
+    experiments = [load_experiment(name) for name in experiment_names()]
+    seeds = range(options.seeds)
+    if options.runs is not None:
+        for experiment in experiments:
+            campaign = Campaign(options.runs, [experiment], seeds, known=records)
+            records = {**records, **read_runs(campaign, experiment)}
     outcomes: list[tuple[Experiment, Outcome]] = []
-    for name in experiment_names():
-        experiment = load_experiment(name)
-        if options.runs is not None:
-            try:
-                records = Campaign(options.runs, [experiment], range(options.seeds)).records(
-                    experiment
-                )
-                kept[name] = {arm: list(of) for arm, of in records.items()}
-            except R1labError as error:
-                print(f"{name}: {error}", file=sys.stderr)
-        if name in kept:
-            outcomes.append((experiment, outcome_of(experiment, kept[name])))
-            draw_experiment(experiment, kept[name], DOCS / "reproduction" / f"{name}.png")
-        else:
-            print(f"{name}: not run yet", file=sys.stderr)
-    write_records(kept)
+    for experiment in experiments:
+        found, missing = records_of(experiment, records, seeds)
+        if missing:
+            print(f"{experiment.name}: not run yet: {', '.join(missing)}", file=sys.stderr)
+            continue
+        outcomes.append((experiment, outcome_of(experiment, found)))
+        draw_experiment(experiment, found, DOCS / "reproduction" / f"{experiment.name}.png")
+    write_records(records)
     claims = [outcome.as_dict() for _, outcome in outcomes]
     (DOCS / "reproduction.json").write_text(json.dumps({"claims": claims}, indent=1) + "\n")
     write_tables(outcomes)
@@ -58,36 +59,35 @@ def main() -> int:
     return 0
 
 
-def read_records() -> dict[str, Records]:
-    """The committed records, by experiment and arm; arms that are shared stand once in the file."""
-    if not RECORDS.exists():
-        return {}
-    values = json.loads(RECORDS.read_text())
-    records = {key: Record.from_dict(value) for key, value in values["records"].items()}
-    return {
-        name: {arm: [records[key] for key in keys] for arm, keys in arms.items()}
-        for name, arms in values["experiments"].items()
-    }
+def read_runs(campaign: Campaign, experiment: Experiment) -> dict[str, Record]:
+    """The records of those of an experiment's runs that have come to their end."""
+    found = {}
+    for arm in experiment.arms:
+        for seed in campaign.seeds:
+            try:
+                found[record_key(experiment, arm, seed)] = campaign.record(experiment, arm, seed)
+            except R1labError as error:
+                print(f"{experiment.name}: {error}", file=sys.stderr)
+    return found
 
 
-def write_records(kept: dict[str, Records]) -> None:
-    records, experiments = {}, {}
-    for name, arms in kept.items():
-        experiments[name] = {arm: [] for arm in arms}
-        for arm, of in arms.items():
-            for record in of:
-                # What an experiment asked of suites belongs to its own copy of a shared run.
-                key = f"{arm}/{record.seed}" + ("/suites" if record.suites else "")
-                records[key] = record.as_dict()
-                experiments[name][arm].append(key)
+def records_of(
+    experiment: Experiment, records: Mapping[str, Record], seeds: Sequence[int]
+) -> tuple[Records, list[str]]:
+    """An experiment's records by arm, and the keys of those that are missing."""
+    keys = {arm: [record_key(experiment, arm, seed) for seed in seeds] for arm in experiment.arms}
+    missing = [key for of in keys.values() for key in of if key not in records]
+    return {arm: [records[k] for k in of if k in records] for arm, of in keys.items()}, missing
+
+
+def write_records(records: Mapping[str, Record]) -> None:
+    """One line a record, sorted, so that a change shows which run is new."""
     RECORDS.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(
-        f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}"
-        for key, value in sorted(records.items())
+        f"{json.dumps(key)}: {json.dumps(record.as_dict(), separators=(',', ':'))}"
+        for key, record in sorted(records.items())
     )
-    RECORDS.write_text(
-        f'{{"experiments": {json.dumps(experiments)},\n"records": {{\n{lines}\n}}}}\n'
-    )
+    RECORDS.write_text(f'{{"records": {{\n{lines}\n}}}}\n', encoding="utf-8")
 
 
 def write_tables(outcomes: list[tuple[Experiment, Outcome]]) -> None:

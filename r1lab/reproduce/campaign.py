@@ -8,7 +8,7 @@ thread each, which on a small model is faster than one after the other with all 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,16 @@ from r1lab.types import R1labError
 
 @dataclass
 class Campaign:
-    """Experiments with the seeds they are run on, below one folder."""
+    """Experiments with the seeds they are run on, below one folder.
+
+    `known` are records of runs that were made before, by `record_key`: they are not made again.
+    """
 
     out: Path
     experiments: Sequence[Experiment]
     seeds: Sequence[int]
     overrides: Sequence[str] = ()
+    known: Mapping[str, Record] = field(default_factory=dict)
     _tasks: dict[Path, Task] = field(default_factory=dict)
 
     def tasks(self) -> list[Task]:
@@ -42,10 +46,12 @@ class Campaign:
         for experiment in self.experiments:
             for seed in self.seeds:
                 for arm in experiment.arms:
-                    self._add_run(experiment, arm, seed)
+                    if record_key(experiment, arm, seed) not in self.known:
+                        self._add_run(experiment, arm, seed)
             for seed in self.seeds:
                 for arm in experiment.arms:
-                    self._add_suites(experiment, arm, seed)
+                    if record_key(experiment, arm, seed) not in self.known:
+                        self._add_suites(experiment, arm, seed)
         return list(self._tasks.values())
 
     def outcome(self, experiment: Experiment) -> Outcome:
@@ -53,9 +59,9 @@ class Campaign:
         return outcome_of(experiment, self.records(experiment))
 
     def records(self, experiment: Experiment) -> Records:
-        """The records of an experiment's runs, by arm."""
+        """The records of an experiment's runs, by arm; R1labError where one is missing."""
         return {
-            arm: [self._record(experiment, arm, seed) for seed in self.seeds]
+            arm: [self.record(experiment, arm, seed) for seed in self.seeds]
             for arm in experiment.arms
         }
 
@@ -113,11 +119,15 @@ class Campaign:
         log = done.with_suffix(".log") if "eval" in command[:1] else done.parent / "log.txt"
         self._tasks[done] = Task(label, whole, done, log, needs)
 
-    def _record(self, experiment: Experiment, arm: str, seed: int) -> Record:
+    def record(self, experiment: Experiment, arm: str, seed: int) -> Record:
+        """The record of one run, with its evaluations; R1labError where they are not done."""
         folder = run_folder_of(self.out, arm, seed)
+        key = record_key(experiment, arm, seed)
+        if key in self.known:
+            return self.known[key]
+        names = _suites_of(experiment, arm)
         if not (folder / "summary.json").exists():
             raise R1labError(f"{folder} has not come to its end; its log is {folder / 'log.txt'}")
-        names = [suite.name for suite in experiment.suites if suite.arm == arm]
         return run_record(
             RunFolder.open(folder),
             arm=arm,
@@ -125,6 +135,16 @@ class Campaign:
             suites=[_read(folder / "suites" / f"{name}.json") for name in names],
             base_suites=[_read(self.out / "suites-of-base" / f"{name}.json") for name in names],
         )
+
+
+def record_key(experiment: Experiment, arm: str, seed: int) -> str:
+    """What a run's record is kept under: with its evaluations it is one of its own."""
+    return f"{arm}/{seed}" + ("/suites" if _suites_of(experiment, arm) else "")
+
+
+def _suites_of(experiment: Experiment, arm: str) -> list[str]:
+    """The suites on which an arm's models are evaluated beside their runs."""
+    return [suite.name for suite in experiment.suites if suite.arm == arm]
 
 
 def _read(path: Path) -> Any:

@@ -6,6 +6,7 @@ same record, so that every figure and verdict can be computed again from the com
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from r1lab.report.facts import accuracy_part, figure_of
 from r1lab.report.figures import is_number
 from r1lab.run_folder import Row, RunFolder
+from r1lab.types import R1labError
 
 # Words of someone who looks over his work, of those that the shipped vocabulary has; R1's paper
 # counts ten such words (wait, mistake, however, but, retry, error, verify, wrong, evaluate, check).
@@ -151,6 +153,18 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(entry) for entry in value]
     return value
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """Records that were kept, by `r1lab.reproduce.campaign.record_key`.
+
+    Raises R1labError for a file that is none of records.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["records"]
+        return {key: Record.from_dict(value) for key, value in values.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise R1labError(f"{path} holds no records of runs: {error}") from None
 
 
 def run_folder_of(out: Path, arm: str, seed: int) -> Path:

@@ -14,11 +14,12 @@ from runs import make_run
 from r1lab.cli import main
 from r1lab.prompts import TEMPLATES
 from r1lab.registry import resolve
-from r1lab.reproduce.campaign import Campaign, Task, check_failed, run_tasks
+from r1lab.reproduce.campaign import Campaign
 from r1lab.reproduce.draw import draw_experiment
 from r1lab.reproduce.experiment import Criterion, experiment_names, load_experiment
 from r1lab.reproduce.measure import FIGURES, outcome_of
-from r1lab.reproduce.record import Record, run_record
+from r1lab.reproduce.record import Record, read_records, run_record
+from r1lab.tasks import Task, check_failed, run_tasks
 from r1lab.types import Completion, RecipeError, RunStopped
 
 
@@ -136,7 +137,7 @@ def test_tasks_run_in_their_order_and_failures_stop_only_what_needs_them(tmp_pat
 def test_an_interrupted_campaign_ends_its_processes(tmp_path):
     code = f"""
 import sys
-from r1lab.reproduce.campaign import Task, run_tasks
+from r1lab.tasks import Task, run_tasks
 from pathlib import Path
 folder = Path({str(tmp_path)!r})
 sleeper = "import time, os; open('started', 'w').write(str(os.getpid())); time.sleep(600)"
@@ -218,19 +219,36 @@ def test_the_corpus_of_parities_is_right_and_keeps_its_share():
 def test_the_committed_verdicts_follow_from_the_committed_records():
     """docs/reproduction.json and docs/reproduction.md say what docs/reproduction/ holds."""
     docs = Path(__file__).resolve().parents[2] / "docs"
-    kept = json.loads((docs / "reproduction" / "records.json").read_text())
+    known = read_records(docs / "reproduction" / "records.json")
     claims = json.loads((docs / "reproduction.json").read_text())["claims"]
-    assert [claim["name"] for claim in claims] == [
-        name for name in experiment_names() if name in kept["experiments"]
-    ]
+    assert claims
     page = (docs / "reproduction.md").read_text()
     for claim in claims:
-        arms = kept["experiments"][claim["name"]]
-        records = {
-            arm: [Record.from_dict(kept["records"][key]) for key in keys]
-            for arm, keys in arms.items()
-        }
-        outcome = outcome_of(load_experiment(claim["name"]), records)
+        experiment = load_experiment(claim["name"])
+        campaign = Campaign(Path("nowhere"), [experiment], claim["seeds"], known=known)
+        assert campaign.tasks() == []
+        outcome = outcome_of(experiment, campaign.records(experiment))
         assert json.loads(json.dumps(outcome.as_dict())) == claim
         assert f"**{claim['verdict'].capitalize()}.**" in page
         assert (docs / "reproduction" / f"{claim['name']}.png").exists()
+
+
+def test_runs_whose_records_were_kept_are_not_made_again(tmp_path, capsys):
+    """But a run whose model an evaluation needs is."""
+    kept = tmp_path / "records.json"
+    kept.write_text(json.dumps({"records": {"zero/0": record().as_dict()}}))
+    assert (
+        main(["reproduce", "accuracy", "passk", "--seeds", "1", "--dry-run", "--out",
+              str(tmp_path), "--records", str(kept)])
+        == 0
+    )  # fmt: skip
+    assert "to do  zero, seed 0:" in capsys.readouterr().out
+    assert (
+        main(["reproduce", "accuracy", "format", "--seeds", "1", "--dry-run", "--out",
+              str(tmp_path), "--records", str(kept)])
+        == 0
+    )  # fmt: skip
+    assert "0 of 0 to be run" in capsys.readouterr().out
+    kept.write_text("{}")
+    assert main(["reproduce", "accuracy", "--records", str(kept), "--dry-run"]) == 2
+    assert "holds no records of runs" in capsys.readouterr().err
