@@ -50,6 +50,13 @@ class ModelSettings(Section):
         description="working weights; auto: bfloat16 where this machine multiplies fast in it, "
         "else float32. The optimiser's copy is always float32",
     )
+    attention: Literal[
+        "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"
+    ] = Field(
+        "auto",
+        description="the trainer's kernel; auto: sdpa where the model has it. The flash_attention "
+        "ones need a GPU, and take sequences packed end to end, without padding",
+    )
     lora: LoraSettings | None = Field(None, description="adapters; null trains full weights")
 
 

@@ -86,10 +86,13 @@ class AlgorithmSettings(Section):
     dynamic_sampling: bool = Field(
         False,
         description="throw groups away whose scores are all equal, and ask further questions in "
-        "their place (DAPO)",
+        "their place, while others are still being sampled (DAPO)",
     )
     max_refills: Positive = Field(
-        3, le=100, description="times a step asks further; then it goes on with the groups it has"
+        3,
+        le=100,
+        description="further questions of a step, at most, as a multiple of its own; then it goes "
+        "on with the groups it has",
     )
     router_bias_speed: float = Field(
         0.0,

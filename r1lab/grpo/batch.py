@@ -45,12 +45,17 @@ class MicroBatch:
     experts          [b, t, layers, top_k] int64 or None, -1 at padding and where nothing is given
     denominator      that of the batch it was cut from
 
-    The rest is None but where a row holds several completions of one prompt (`grpo.shared`); then
-    `completion_lens`, `advantages` and `stale` are of completions, which are more than rows.
+    The rest is None but where a row holds several completions, of one prompt (`grpo.shared`) or
+    each with its own; then `completion_lens`, `advantages` and `stale` are of completions, which
+    are more than rows.
 
     position_ids     [b, t] int64
     mask             [b, 1, t, t] what attention adds: 0, or the lowest number where nothing is seen
     predictors       [M] int64, which of the b * t hidden states predicts each completion token
+
+    Of one row of sequences end to end (`grpo.packed`) there are `position_ids`, `predictors` and
+
+    cu_seqlens       int32, where the sequences begin, and the end of the last
     """
 
     token_ids: Tensor
@@ -68,6 +73,7 @@ class MicroBatch:
     position_ids: Tensor | None = None
     mask: Tensor | None = None
     predictors: Tensor | None = None
+    cu_seqlens: Tensor | None = None
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]

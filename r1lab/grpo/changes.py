@@ -10,11 +10,11 @@ from r1lab.recipe import TrainRecipe
 from r1lab.types import RecipeError
 
 # Keys that change neither what is learned nor what the curves mean: where the run is and how long,
-# what is kept and shown, how work is cut up, and the bounds that stop it.
+# what is kept and shown, how work is cut up and by which kernel, and the bounds that stop it.
 HARMLESS = re.compile(
     r"name|output|resume|steps|tracking\b.*|checkpoints\b.*|watch\b.*|evaluation\.every"
     r"|problems\.check_gold|reward_workers|max_fault_share|rewards\.\d+\.(seconds|memory_mib|isolate)"
-    r"|sampling\.(kv_cache_gib|gpu_memory_utilization)"
+    r"|model\.attention|sampling\.(kv_cache_gib|gpu_memory_utilization)"
     r"|algorithm\.(tokens_per_microbatch|max_sync_kl|max_skipped)"
 )
 

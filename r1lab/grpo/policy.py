@@ -23,8 +23,10 @@ from r1lab.grpo.lockstep import idle_microbatch, in_step
 from r1lab.grpo.logprobs import token_logprobs
 from r1lab.grpo.loss import LossStats
 from r1lab.grpo.micro_loss import micro_loss, sampler_gap_sums
+from r1lab.grpo.packed import packed_microbatches, varlen_arguments
 from r1lab.grpo.reference import Reference
 from r1lab.grpo.shared import can_share, shared_microbatches
+from r1lab.model.attention import takes_packed_rows
 from r1lab.model.balance import ExpertLoad, update_router_bias
 from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.replay import RouterReplay
@@ -97,7 +99,7 @@ class Policy:
         self.version, self.num_updates, self.skipped_in_a_row = 0, 0, 0
         base = base_model(model)
         self._decoder, self._head = base.get_decoder(), base.get_output_embeddings()
-        self._can_share = can_share(base.config)
+        self._can_share, self._packs = can_share(base.config), takes_packed_rows(base.config)
         self.is_sharded = is_sharded(base)
         self._scored = as_forward(base, self._score)
         self.optimizer = MasterAdamW(
@@ -126,11 +128,12 @@ class Policy:
 
     def _score(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         # Padding stands on the right and attention is causal: no mask is needed, but for the rows
-        # that hold several completions of a prompt.
+        # that hold several completions of a prompt. Packed rows have ends in the place of a mask.
         with self._replay.replayed(micro.experts):
             hidden = self._decoder(
                 input_ids=micro.token_ids, attention_mask=micro.mask,
                 position_ids=micro.position_ids, use_cache=False,
+                **varlen_arguments(micro.cu_seqlens),
             ).last_hidden_state  # fmt: skip
         return token_logprobs(
             hidden, self._head, micro.token_ids, micro.completion_mask,
@@ -140,7 +143,12 @@ class Policy:
     def microbatches(
         self, batch: Batch, token_budget: int, *, share_prompts: bool = True
     ) -> Iterator[MicroBatch]:
-        """The forward passes of a batch, completions of one prompt together where that pays."""
+        """The forward passes of a batch: packed where the model's attention takes that.
+
+        Else completions of one prompt stand together where that pays.
+        """
+        if self._packs:
+            return packed_microbatches(batch, token_budget)
         if not (share_prompts and self._can_share):
             return microbatches(batch, token_budget, pad_token_id=self.pad_token_id)
         return shared_microbatches(

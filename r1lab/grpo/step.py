@@ -43,14 +43,9 @@ def rl_step(
     """
     clock = Clock()
     algorithm = recipe.algorithm
-
-    def sample(count: int | None = None) -> list[Scored]:
-        with clock("rollout"):
-            rollouts = source.next(policy.version, count)  # G completions each, o_i ~ pi_old
-        with clock("reward"):
-            return verifiers.score(rollouts)  # r_i, with a reason each
-
-    collected = collect(sample, source, algorithm)
+    # G completions of each question, o_i ~ pi_old; r_i of each, with a reason
+    collect = collect_informative if algorithm.dynamic_sampling else collect_all
+    collected = collect(source, verifiers, policy.version, algorithm, clock)
     check_faults(collected.judged, recipe.max_fault_share, policy.sum_over_processes)
     before_update(collected.judged)
     with clock("update"):
@@ -97,17 +92,47 @@ def rl_step(
     return StepResult(collected.judged, metrics, clock.seconds)
 
 
-def collect(
-    sample: Callable[[int | None], list[Scored]],
+def collect_all(
     source: RolloutSource,
+    verifiers: Verifiers,
+    version: int,
     algorithm: AlgorithmSettings,
+    clock: Clock,
 ) -> Collected:
-    """The groups of a step, and, with dynamic sampling, those asked in the place of empty ones."""
-    first = sample(None)
-    if not algorithm.dynamic_sampling:
-        return Collected(first, (), first)
+    """The groups of a step's questions, as they are."""
+    with clock("rollout"):
+        rollouts = source.next(version)
+    with clock("reward"):
+        scored = verifiers.score(rollouts)
+    return Collected(scored, (), scored)
+
+
+def collect_informative(
+    source: RolloutSource,
+    verifiers: Verifiers,
+    version: int,
+    algorithm: AlgorithmSettings,
+    clock: Clock,
+) -> Collected:
+    """Dynamic sampling: groups are scored as they finish, empty ones replaced meanwhile.
+
+    Each process does so by itself: nothing of it waits for another.
+    """
+    with clock("rollout"):
+        stream = source.stream(version)
+
+    def ask(count: int) -> None:
+        with clock("rollout"):
+            stream.ask(count)
+
+    def finished() -> dict[int, Scored]:
+        with clock("rollout"):
+            rollouts = stream.finished()
+        with clock("reward"):
+            return dict(zip(rollouts, verifiers.score([*rollouts.values()]), strict=True))
+
     return refill(
-        first, source.waiting, sample, wanted=source.share, max_refills=algorithm.max_refills
+        source.waiting, ask, finished, wanted=source.share, max_refills=algorithm.max_refills
     )
 
 
@@ -205,11 +230,13 @@ def summarise(
     names = [*verifiers.names]
     keys = ("responses", "faults", "scored", "reward", "length", "truncated", "unanswered",
             "right", "length_right", "length_wrong", "groups", "zero_variance", "waiting",
+            "thrown_away",
             *(f"part/{name}" for name in names), *(f"count/{name}" for name in names))  # fmt: skip
     sums = dict.fromkeys(keys, 0.0)
     for group in collected.judged:
         _add_group(sums, group, verifiers)
     sums["waiting"] = len(collected.waiting)
+    sums["thrown_away"] = collected.thrown_away
     reduced = policy.sum_over_processes(torch.tensor([sums[key] for key in keys]).double())
     total = dict(zip(keys, reduced.tolist(), strict=True))
 
@@ -231,6 +258,7 @@ def summarise(
         "zero_variance": share("zero_variance", "groups"),
         "groups": total["groups"],
         "groups_waiting": total["waiting"],
+        "groups_thrown_away": total["thrown_away"],
         "faults": total["faults"],
         "responses": total["responses"],
     }

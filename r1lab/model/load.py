@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1lab.model.attention import check_attention
 from r1lab.model.files import (
     check_architecture,
     check_folder,
@@ -47,9 +48,12 @@ def load_base(
     """
     import torch
 
+    check_attention(settings)
     config, tokenizer, folder = prepare_base(settings, cache=cache)
     with _unreadable(settings.path, "its weights do not load"):
-        model = load_model(folder, config, getattr(torch, settings.dtype))
+        model = load_model(
+            folder, config, getattr(torch, settings.dtype), attention=settings.attention
+        )
     return model, tokenizer, folder
 
 
@@ -70,9 +74,15 @@ def prepare_base(
 
 
 def load_model(
-    source: Path | dict[str, torch.Tensor], config: PretrainedConfig, dtype: torch.dtype
+    source: Path | dict[str, torch.Tensor],
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    *,
+    attention: str = "auto",
 ) -> PreTrainedModel:
     """The model of `config`, its weights from a folder or from tensors by checkpoint name.
+
+    `attention` as `model.attention` of a recipe; auto leaves it to transformers.
 
     Raises ValueError where weights are missing, which transformers would draw at random.
     """
@@ -81,7 +91,7 @@ def load_model(
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"transformers has no causal language model for {config.model_type!r}")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     mixture = getattr(config, "n_routed_experts", None) or getattr(config, "num_local_experts", 0)
     if mixture and not torch.cuda.is_available():
         options["experts_implementation"] = "eager"

@@ -82,6 +82,8 @@ def panels_of(
             ("zero_variance", "groups without variance", "orange"),
             ("truncated", "responses cut off", "red"),
         ]), "groups whose answers all scored the same teach nothing", "share", low=0.0),
+        Panel("groups", "Dynamic sampling", _collected(metrics),
+              "groups of a step; what waits opens the next one", "count", low=0.0),
         _agreement(metrics),
         Panel("faults", "Faults and skipped updates", _troubled(metrics), "", "count", low=0.0),
         Panel("speed", "Throughput", _each(timings, [
@@ -115,6 +117,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "drift": ("kl_ref", "kl_old"),
     "clip": ("clipped_low", "clipped_high"),
     "signal": ("zero_variance", "truncated"),
+    "groups": ("groups", "groups_thrown_away", "groups_waiting"),
     "agreement": ("sync_kl", "sync_kl_bound"),
     "faults": ("faults", "skipped"),
     "speed": ("tokens_per_second",),
@@ -201,6 +204,16 @@ def _agreement(metrics: Sequence[Row]) -> Panel:
     )  # fmt: skip
     note = "nats a token; a run past its bound stops"
     return Panel("agreement", "KL(sampler, trainer)", series, note, "small", log=True)
+
+
+def _collected(metrics: Sequence[Row]) -> list[Series]:
+    """Nothing where no group was thrown away or left over: an empty panel is left out."""
+    if not any(row.get("groups_thrown_away") or row.get("groups_waiting") for row in metrics):
+        return []
+    return _each(metrics, [
+        ("groups", "sampled", "blue"), ("groups_thrown_away", "thrown away", "orange"),
+        ("groups_waiting", "waiting", "green"),
+    ])  # fmt: skip
 
 
 def _troubled(metrics: Sequence[Row]) -> list[Series]:

@@ -1,7 +1,8 @@
 """A sampler that is built anew, once, when its engine dies under a call.
 
 What a call gives depends on (weights, prompts, settings) alone, so a run whose engine died and came
-back is the run in which it did not.
+back is the run in which it did not. A stream that was under way is gone through again up to where
+it stood: what was added in between comes at the same places.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from r1lab.prompts import Template
-from r1lab.rollout.sampler import Sampler
+from r1lab.rollout.sampler import GroupStream, Sampler, stream_of
 from r1lab.shortages import is_out_of_memory
 from r1lab.types import Completion, MachineFault, R1labError, SamplingSettings
 
@@ -66,6 +67,10 @@ class RestartingSampler:
         """See `Sampler.generate`."""
         return self._call(lambda: self._inner.generate(prompts, settings, template=template))
 
+    def stream(self, settings: SamplingSettings, *, template: Template) -> GroupStream:
+        """See `Streaming.stream`."""
+        return _RestartingStream(self, settings, template)
+
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See `Sampler.sync`; `weights` are those of the policy, as at a restart."""
         try:
@@ -119,6 +124,41 @@ class RestartingSampler:
             self._sampler.sync(self._weights.checkpoint_weights(), self._weights.version)
         except Exception as fault:
             raise _died(fault, "and could not be restarted") from fault
+
+
+class _RestartingStream:
+    """A stream of whatever engine a `RestartingSampler` has."""
+
+    def __init__(
+        self, sampler: RestartingSampler, settings: SamplingSettings, template: Template
+    ) -> None:
+        self._sampler, self._settings, self._template = sampler, settings, template
+        self._calls: list[Callable[[GroupStream], object]] = []  # that were made, in order
+        self._engine: Sampler | None = None  # whose stream it is
+        self._stream: GroupStream | None = None
+
+    def add(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """See `GroupStream.add`."""
+        self._do(lambda stream: stream.add(prompts))
+
+    def wait(self) -> list[tuple[int, tuple[Completion, ...]]]:
+        """See `GroupStream.wait`."""
+        return self._do(lambda stream: stream.wait())
+
+    def _do(self, call: Callable[[GroupStream], Result]) -> Result:
+        result = self._sampler._call(lambda: call(self._current()))
+        self._calls.append(call)
+        return result
+
+    def _current(self) -> GroupStream:
+        """The stream; on an engine that has come since, one that all calls so far were made on."""
+        engine = self._sampler._inner
+        if self._stream is None or engine is not self._engine:
+            self._stream = stream_of(engine, self._settings, template=self._template)
+            self._engine = engine
+            for call in self._calls:
+                call(self._stream)
+        return self._stream
 
 
 def _died(error: Exception, when: str) -> MachineFault:

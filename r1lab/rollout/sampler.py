@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from r1lab.prompts import Template
@@ -49,6 +51,79 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Give the memory back; the sampler is of no use afterwards."""
         ...
+
+
+class GroupStream(Protocol):
+    """Groups that come back as they finish, while further prompts may be added.
+
+    Prompts are numbered from 0 in the order they are added. What comes back, and in which order,
+    depends on the weights, on the settings and on what was added between which calls of `wait`,
+    never on the clock (but for unseeded calls). A stream ends with the sampler's next call: what is
+    in flight then is dropped.
+    """
+
+    def add(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Send further prompts off; returns at once."""
+        ...
+
+    def wait(self) -> list[tuple[int, tuple[Completion, ...]]]:
+        """Sample until a group is finished, or several at once: (number, group), by number.
+
+        Empty where nothing is in flight.
+        """
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A sampler that takes prompts while it samples others. None needs to: see `stream_of`."""
+
+    def stream(self, settings: SamplingSettings, *, template: Template) -> GroupStream:
+        """`settings.num_samples` completions for each prompt of a new stream."""
+        ...
+
+
+def stream_of(sampler: Sampler, settings: SamplingSettings, *, template: Template) -> GroupStream:
+    """The sampler's own stream, or its ordinary calls in the place of one."""
+    if isinstance(sampler, Streaming):
+        return sampler.stream(settings, template=template)
+    return BatchStream(sampler, settings, template)
+
+
+class BatchStream:
+    """A `GroupStream` over `Sampler.generate`: `wait` samples all that was added since, together.
+
+    The first batch is that of `generate` with the same settings; each further one has its own seed.
+    """
+
+    def __init__(self, sampler: Sampler, settings: SamplingSettings, template: Template) -> None:
+        self._sampler, self._settings, self._template = sampler, settings, template
+        self._added: list[tuple[int, ...]] = []
+        self._num_done = self._num_batches = 0
+
+    def add(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """See `GroupStream.add`."""
+        self._added += prompts
+
+    def wait(self) -> list[tuple[int, tuple[Completion, ...]]]:
+        """See `GroupStream.wait`."""
+        if not self._added:
+            return []
+        settings = self._settings
+        if settings.seed is not None and self._num_batches:
+            settings = replace(settings, seed=seed_of(settings.seed, self._num_batches))
+        groups = self._sampler.generate(self._added, settings, template=self._template)
+        done = list(enumerate(groups, start=self._num_done))
+        self._num_done += len(done)
+        self._num_batches += 1
+        self._added = []
+        return done
+
+
+def seed_of(*parts: int) -> int:
+    """A 63-bit seed that depends on the parts alone."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def as_completion(

@@ -6,7 +6,6 @@ that goes on from a saved position goes on with the same rollouts.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +14,7 @@ from r1lab.recipe import SamplingRecipe
 from r1lab.rollout.agreement import SyncGuard
 from r1lab.rollout.limits import check_fit
 from r1lab.rollout.plain import as_plain, from_plain
-from r1lab.rollout.sampler import Sampler
+from r1lab.rollout.sampler import GroupStream, Sampler, seed_of, stream_of
 from r1lab.types import (
     Completion,
     Problem,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Drawn = tuple[list[Problem], list[tuple[int, ...]]]  # problems and their prompts
 Measure = Callable[[list[Rollout]], tuple[float | None, int]]
 
 
@@ -86,6 +86,7 @@ class RolloutSource:
         # Questions drawn so far, by all processes together where each drew as many.
         self._position = 0
         self.waiting: tuple[Scored, ...] = ()  # groups left over from the step before
+        # What a step begins with: an agreement that does not hold is measured on it again.
         self._problems_of_step: list[Problem] = []
         self._prompts: list[tuple[int, ...]] = []
 
@@ -98,31 +99,46 @@ class RolloutSource:
         """Groups that this process brings to a step."""
         return self._settings.questions_per_step // self._world_size
 
-    def next(self, version: int, count: int | None = None) -> list[Rollout]:
-        """Groups of this process's next questions, under the weights of `version`.
+    def next(self, version: int) -> list[Rollout]:
+        """Groups of this process's share of the next questions, under the weights of `version`."""
+        self._check_version(version)
+        self._problems_of_step, self._prompts = problems, prompts = self._draw(self.share)
+        self._check_fit(problems, prompts)
+        groups = self._sample(prompts, seed_of(self._seed, self._position, self._rank))
+        self._position += self.share * self._world_size
+        return _as_rollouts(problems, prompts, groups)
 
-        `count` questions; None: the share of a new step, less what is `waiting` from the last.
+    def stream(self, version: int) -> RolloutStream:
+        """Groups of as many of the next questions as are asked for, one by one as they finish.
+
+        Its seed is that of this position. `next`, and any other call that samples, ends it.
         """
+        self._check_version(version)
+        self._problems_of_step, self._prompts = [], []
+        settings = self._sampling(seed_of(self._seed, self._position, self._rank))
+        groups = stream_of(self.sampler, settings, template=self._template)
+        return RolloutStream(self._ask, groups)
+
+    def _ask(self, count: int) -> Drawn:
+        """The next `count` questions, checked; the stream of questions moves on."""
+        problems, prompts = self._draw(count)
+        self._check_fit(problems, prompts)
+        self._position += count * self._world_size
+        if not self._prompts:  # those that a step begins with
+            self._problems_of_step, self._prompts = problems, prompts
+        return problems, prompts
+
+    def _check_version(self, version: int) -> None:
         if self.sampler.version != version:
             raise RunStopped(
                 f"the sampler holds weight version {self.sampler.version} and the trainer is at "
                 f"{version}: weights were not synced"
             )
-        wanted = max(0, self.share - len(self.waiting)) if count is None else count
-        problems, prompts = self._draw(wanted)
-        if count is None:  # what an agreement that does not hold is measured on again
-            self._problems_of_step, self._prompts = problems, prompts
-        if not problems:
-            return []
-        self._check_fit(problems, prompts)
-        groups = self._sample(prompts, _seed(self._seed, self._position, self._rank))
-        self._position += wanted * self._world_size
-        return _as_rollouts(problems, prompts, groups)
 
     def probe(self) -> list[Rollout]:
         """Groups of the questions that come next, without moving on: for measurements."""
         problems, prompts = self._draw(self.share)
-        groups = self._sample(prompts, _seed(self._seed, self._position, self._rank, 2))
+        groups = self._sample(prompts, seed_of(self._seed, self._position, self._rank, 2))
         return _as_rollouts(problems, prompts, groups)
 
     def check_fit(self, problems: Sequence[Problem]) -> None:
@@ -147,7 +163,7 @@ class RolloutSource:
         """
         if self.guard.holds(kl, num_tokens):
             return None
-        groups = self._sample(self._prompts, _seed(self._seed, self._position, self._rank, 1))
+        groups = self._sample(self._prompts, seed_of(self._seed, self._position, self._rank, 1))
         rollouts = _as_rollouts(self._problems_of_step, self._prompts, groups)
         kl, num_tokens = measure(rollouts)
         self.guard.check(kl, num_tokens, self.sampler.version)
@@ -175,14 +191,17 @@ class RolloutSource:
         """Close the sampler."""
         self.sampler.close()
 
-    def _draw(self, count: int) -> tuple[list[Problem], list[tuple[int, ...]]]:
+    def _draw(self, count: int) -> Drawn:
         """The next `count` problems of this process, and their prompts."""
         drawn = range(self._position, self._position + count * self._world_size)
         problems = [self._problems[index] for index in drawn[self._rank :: self._world_size]]
         return problems, [self.encode(self._template.prompt(p.question)) for p in problems]
 
     def _sample(self, prompts: Prompts, seed: int) -> list[tuple[Completion, ...]]:
-        settings = SamplingSettings(
+        return self.sampler.generate(prompts, self._sampling(seed), template=self._template)
+
+    def _sampling(self, seed: int) -> SamplingSettings:
+        return SamplingSettings(
             num_samples=self._settings.group_size,
             temperature=self._settings.temperature,
             top_p=self._settings.top_p,
@@ -191,11 +210,34 @@ class RolloutSource:
             routed_experts=self._routed_experts,
             seed=seed,
         )
-        return self.sampler.generate(prompts, settings, template=self._template)
 
     def _check_fit(self, problems: Sequence[Problem], prompts: Sequence[tuple[int, ...]]) -> None:
         max_tokens, limit = self._settings.most_tokens, self.sampler.max_model_len
         check_fit(problems, prompts, max_tokens=max_tokens, limit=limit)
+
+
+class RolloutStream:
+    """Groups of a stream's next questions, which come back as they finish."""
+
+    def __init__(self, draw: Callable[[int], Drawn], groups: GroupStream) -> None:
+        """`draw(n)` gives the next n questions and their prompts; `groups` samples them."""
+        self._draw, self._groups = draw, groups
+        self._asked: list[tuple[Problem, tuple[int, ...]]] = []
+
+    def ask(self, count: int) -> None:
+        """Send the next `count` questions off; they are numbered from 0 as they are asked."""
+        problems, prompts = self._draw(count)
+        self._asked += zip(problems, prompts, strict=True)
+        self._groups.add(prompts)
+
+    def finished(self) -> dict[int, Rollout]:
+        """Wait for a group; it, and those that finished with it, by number.
+
+        Empty where nothing is in flight.
+        """
+        return {
+            number: Rollout(*self._asked[number], group) for number, group in self._groups.wait()
+        }
 
 
 def dealt_out(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
@@ -231,9 +273,3 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, .
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     return tuple(ids)
-
-
-def _seed(*parts: int) -> int:
-    """A 63-bit seed that depends on the parts alone."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

@@ -22,6 +22,7 @@ from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.sampler import as_completion
 from r1lab.rollout.vllm_facts import MLA_KERNEL_SHAPE, fits_mla_kernel
 from r1lab.rollout.vllm_start import explained_start
+from r1lab.rollout.vllm_stream import RandomStream, VllmStream
 from r1lab.types import Completion, FinishReason, R1labError, RecipeError, SamplingSettings
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class VllmSampler:
         self.max_model_len: int = self.llm.model_config.max_model_len
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens(tokenizer, Path(model_folder))
-        self._random_state = _seeded_state(seed)
+        self._random = RandomStream(seed)
+        self._stream: VllmStream | None = None
 
     def generate(
         self,
@@ -118,23 +120,38 @@ class VllmSampler:
         template: Template,
     ) -> list[tuple[Completion, ...]]:
         """See `Sampler.generate`."""
-        from vllm import TokensPrompt
-
         if not prompts:
             return []
+        stream = self.stream(settings, template=template)
+        stream.add(prompts)
+        groups: dict[int, tuple[Completion, ...]] = {}
+        while done := stream.wait():
+            groups |= done
+        return [groups[number] for number in range(len(prompts))]
+
+    def stream(self, settings: SamplingSettings, *, template: Template) -> VllmStream:
+        """See `Streaming.stream`."""
+        self._end_stream()
         # What an earlier call left in the cache would change the shape of this one's prefill, and
         # with it the last bits of its log-probs; so each call starts from an empty one.
         mends.drop_prefix_cache(self.llm)
-        with mends.run_uncompiled(), self._own_random_stream(settings.seed):
-            outputs = self.llm.generate(
-                [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
-                self._params(settings),
-                use_tqdm=False,
-            )
-        return [self._group(output, settings, template) for output in outputs]
+        self._stream = VllmStream(
+            lambda: self.llm,
+            self._params(settings),
+            self._random if settings.seed is None else RandomStream(settings.seed),
+            lambda output: self._group(output, settings, template),
+        )
+        return self._stream
+
+    def _end_stream(self) -> None:
+        """Nothing of an earlier call may be left in the engine."""
+        if self._stream is not None:
+            self._stream.drop()
+            self._stream = None
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See `Sampler.sync`; raises R1labError when weights are missing or do not fit."""
+        self._end_stream()
         model = mends.model_of(self.llm)
         with _recorded_names(model) as loaded, torch.no_grad():
             mends.model_runner_of(self.llm).reload_weights(weights_iterator=iter(weights))
@@ -204,19 +221,6 @@ class VllmSampler:
         experts = torch.as_tensor(output.routed_experts.astype("int16"))
         return experts[:, self._routed_layers]
 
-    @contextmanager
-    def _own_random_stream(self, seed: int | None) -> Iterator[None]:
-        """vLLM draws from torch's default generators: lend it this sampler's state meanwhile.
-
-        (A per-request seed would cost 15%, and crashes on the CPU when a prompt is prefilled in
-        more than one chunk.)
-        """
-        with torch.random.fork_rng():
-            _set_random_state(self._random_state if seed is None else _seeded_state(seed))
-            yield
-            if seed is None:
-                self._random_state = _random_state()
-
 
 def _check_routing(config: PretrainedConfig, on_cpu: bool) -> None:
     if on_cpu:
@@ -270,25 +274,3 @@ def _recorded_names(model: Any) -> Iterator[set[str]]:
         yield loaded
     finally:
         del model.load_weights
-
-
-_RandomState = tuple[torch.Tensor, torch.Tensor | None]
-
-
-def _random_state() -> _RandomState:
-    """torch's default generators: the CPU's and, where there is one, the current GPU's."""
-    gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return torch.get_rng_state(), gpu
-
-
-def _set_random_state(state: _RandomState) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
-
-
-def _seeded_state(seed: int) -> _RandomState:
-    """The state just after `torch.manual_seed(seed)`, without touching the present one."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return _random_state()

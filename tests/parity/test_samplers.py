@@ -14,7 +14,7 @@ from r1lab.prompts import TEMPLATES
 from r1lab.recipe import ModelSettings
 from r1lab.rollout.agreement import both_logprobs, k3_kl
 from r1lab.rollout.build import build_sampler
-from r1lab.rollout.sampler import Sampler
+from r1lab.rollout.sampler import Sampler, Streaming, stream_of
 from r1lab.types import Completion, SamplingSettings
 
 TEMPLATE = TEMPLATES["compact"]
@@ -27,8 +27,11 @@ def base() -> tuple[Any, Any, Any]:
 
 @pytest.fixture(scope="module", params=["vllm", "transformers"])
 def sampler(request, base) -> Iterator[Sampler]:
-    _, tokenizer, folder = base
-    sampler = build_sampler(request.param, folder, tokenizer, max_model_len=128, seed=3)
+    model, tokenizer, folder = base
+    dtype = str(model.dtype).removeprefix("torch.")
+    sampler = build_sampler(
+        request.param, folder, tokenizer, dtype=dtype, max_model_len=128, seed=3
+    )
     yield sampler
     sampler.close()
 
@@ -93,9 +96,55 @@ def test_a_seed_makes_the_call_and_the_stream_goes_on_without_one(sampler, promp
     assert sample(sampler, prompts, seed=None) != unseeded
 
 
+def streamed(sampler: Sampler, prompts, at_first: int, **settings) -> list[tuple[int, int, Any]]:
+    """(prompt, prompts in flight when it finished, group), in order; one prompt more after each."""
+    settings = {"num_samples": 4, "max_tokens": 40, "logprobs": True, "seed": 1, **settings}
+    stream = stream_of(sampler, SamplingSettings(**settings), template=TEMPLATE)
+    stream.add(prompts[:at_first])
+    added, found = at_first, []
+    while done := stream.wait():
+        for number, group in done:
+            found.append((number, added - len(found) - 1, group))
+        stream.add(prompts[added : added + len(done)])
+        added = min(len(prompts), added + len(done))
+    return found
+
+
+def test_prompts_are_added_while_others_are_in_flight_and_a_seed_repeats_it_all(sampler, prompts):
+    found = streamed(sampler, prompts, at_first=6)
+    assert sorted(number for number, _, _ in found) == list(range(len(prompts)))
+    assert all(len(group) == 4 for _, _, group in found)
+    assert streamed(sampler, prompts, at_first=6) == found
+    assert streamed(sampler, prompts, at_first=6, seed=2) != found
+    if isinstance(sampler, Streaming):
+        order = [number for number, _, _ in found]
+        assert order != sorted(order), "groups come as they finish"
+        # Some prompt that was added later came back while one of the first was still going on.
+        first_ones = [place for place, number in enumerate(order) if number < 6]
+        assert any(number >= 6 for number in order[: max(first_ones)])
+    else:  # in batches
+        assert [others for _, others, _ in found[:6]] == [5, 4, 3, 2, 1, 0]
+
+
+def test_a_stream_to_which_nothing_is_added_is_a_call(sampler, prompts):
+    groups = sample(sampler, prompts)
+    found = streamed(sampler, prompts, at_first=len(prompts))
+    assert [group for _, _, group in sorted(found, key=lambda one: one[0])] == groups
+
+
+def test_a_call_drops_what_a_stream_left_in_flight(sampler, prompts):
+    groups = sample(sampler, prompts)
+    settings = SamplingSettings(num_samples=4, max_tokens=40, logprobs=True, seed=5)
+    stream = stream_of(sampler, settings, template=TEMPLATE)
+    stream.add(prompts)
+    assert stream.wait()
+    assert sample(sampler, prompts) == groups
+
+
 def test_the_trainers_random_state_is_left_alone(sampler, prompts):
     torch.manual_seed(11)
     before = torch.get_rng_state()
+    streamed(sampler, prompts, at_first=6)
     sample(sampler, prompts)
     sample(sampler, prompts, seed=None)
     assert torch.equal(torch.get_rng_state(), before)

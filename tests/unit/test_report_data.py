@@ -84,6 +84,16 @@ def test_a_young_run_has_the_panels_it_can() -> None:
     assert [p.id for p in panels_of(metrics, [], [], accuracy="accuracy")] == ["reward"]
 
 
+def test_dynamic_sampling_has_a_panel_where_it_did_something() -> None:
+    names = ("groups", "groups_thrown_away", "groups_waiting")
+    full = [{"step": 1, **dict(zip(names, (8.0, 0.0, 0.0), strict=True))}]
+    assert panels_of(full, [], [], accuracy="accuracy") == []
+    refilled = [*full, {"step": 2, **dict(zip(names, (13.0, 4.0, 1.0), strict=True))}]
+    (panel,) = panels_of(refilled, [], [], accuracy="accuracy")
+    assert [list(series.y) for series in panel.series] == [[8, 13], [0, 4], [0, 1]]
+    assert [series.label for series in panel.series] == ["sampled", "thrown away", "waiting"]
+
+
 def test_a_reward_with_the_name_of_a_figure_is_found() -> None:
     evals = [{"overall": {}, "problems": [{"samples": [{"parts": {"length": 1.0, "mine": 0.0}}]}]}]
     metrics = [{"step": 1, "length": 20.0, "length_reward": 0.5, "mine": 0.25}]

@@ -11,6 +11,8 @@ import torch
 from r1lab.prompts import TEMPLATES, Template
 from r1lab.recipe import CapRaise, SamplingRecipe
 from r1lab.rollout.build import build_sampler, check_engine
+from r1lab.rollout.restart import RestartingSampler
+from r1lab.rollout.sampler import BatchStream, stream_of
 from r1lab.rollout.source import RolloutSource, encode_prompt
 from r1lab.types import Completion, Problem, RecipeError, RunStopped, SamplingSettings
 
@@ -45,6 +47,52 @@ class CountingSampler:
 
 class Policy:
     version = 3
+
+    def checkpoint_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        yield "w", torch.ones(1)
+
+
+class OneByOne(CountingSampler):
+    """A sampler with a stream: the prompt added last finishes first, alone.
+
+    `dies_at` is the call of `wait` at which its engine dies.
+    """
+
+    def __init__(self, dies_at: int = -1) -> None:
+        super().__init__()
+        self.dies_at, self.waited = dies_at, 0
+        self.added: list[int] = []  # so many prompts at each call
+
+    def stream(self, settings: SamplingSettings, *, template: Template) -> OneByOneStream:
+        return OneByOneStream(self, settings, template)
+
+
+class OneByOneStream:
+    def __init__(self, sampler, settings, template) -> None:
+        self.sampler, self.settings, self.template = sampler, settings, template
+        self.in_flight: list[int] = []
+        self.num_added = 0
+
+    def add(self, prompts) -> None:
+        self.sampler.added.append(len(prompts))
+        self.in_flight += range(self.num_added, self.num_added + len(prompts))
+        self.num_added += len(prompts)
+
+    def wait(self):
+        self.sampler.waited += 1
+        if self.sampler.waited == self.sampler.dies_at:
+            raise OSError("the engine is gone")
+        if not self.in_flight:
+            return []
+        number = self.in_flight.pop()
+        one = Completion((1,), f"{self.settings.seed} {number}", "stop", self.sampler.version)
+        return [(number, (one,) * self.settings.num_samples)]
+
+
+class Unchanged:
+    """The weights that a run starts with."""
+
+    version = 0
 
     def checkpoint_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         yield "w", torch.ones(1)
@@ -128,6 +176,93 @@ def test_a_restored_stream_goes_on_where_it_stood():
     assert restored.next(0) == expected
     assert restored.guard.floor == 1e-5
     assert seeds(source(seed=6).next(0)) != seeds(source(seed=5).next(0))
+
+
+def test_a_stream_takes_questions_while_others_are_in_flight():
+    stream = source(OneByOne(), seed=4)
+    rollouts = stream.stream(0)
+    rollouts.ask(3)
+    (number, first), *_ = rollouts.finished().items()
+    assert (number, first.problem.id) == (2, "2")
+    rollouts.ask(2)  # beside questions 0 and 1
+    order = [number for _ in range(4) for number in rollouts.finished()]
+    assert order == [4, 3, 1, 0] and rollouts.finished() == {}
+    assert stream.sampler.added == [3, 2]
+    # The questions go on after those, under another seed; a restored stream does the same.
+    restored = source(OneByOne(), seed=4)
+    restored.load_state_dict(stream.state_dict())
+    texts = []
+    for one in (stream, restored):
+        following = one.stream(0)
+        following.ask(1)
+        (rollout,) = following.finished().values()
+        assert rollout.problem.id == "5"
+        texts += [rollout.completions[0].text]
+    assert texts[0] == texts[1] and texts[0].split()[0] != first.completions[0].text.split()[0]
+
+
+def test_a_step_that_streams_is_measured_again_on_the_questions_it_began_with():
+    sampler = OneByOne()
+    stream = source(sampler, max_sync_kl=1e-3)
+    rollouts = stream.stream(0)
+    rollouts.ask(2)
+    rollouts.ask(3)
+
+    def again(rollouts):
+        assert asked(rollouts) == ["0", "1"]
+        return 1e-4, 1000
+
+    assert stream.check_agreement(2e-3, 1000, again) == 1e-4
+    with pytest.raises(RunStopped, match="holds weight version 0 and the trainer is at 1"):
+        stream.stream(1)
+
+
+def test_processes_stream_disjoint_shares():
+    shares = [source(rank=rank, world_size=2) for rank in range(2)]
+    drawn = []
+    for share, more in zip(shares, (1, 3), strict=True):
+        rollouts = share.stream(0)
+        rollouts.ask(3)
+        found = rollouts.finished()
+        rollouts.ask(more)
+        drawn.append(asked([*found.values(), *rollouts.finished().values()]))
+    assert drawn == [["0", "2", "4", "6"], ["1", "3", "5", "7", "9", "11"]]
+
+
+def test_a_sampler_without_a_stream_is_asked_in_batches():
+    settings = SamplingSettings(num_samples=2, logprobs=True, seed=7)
+    template = TEMPLATES["compact"]
+    sampler = CountingSampler()
+    stream = stream_of(sampler, settings, template=template)
+    assert isinstance(stream, BatchStream) and stream.wait() == []
+    stream.add([(1,), (2,)])
+    stream.add([(3,)])
+    together = stream.wait()
+    expected = sampler.generate([(1,), (2,), (3,)], settings, template=template)
+    assert together == list(enumerate(expected))
+    stream.add([(4,)])
+    ((number, group),) = stream.wait()
+    assert number == 3 and group[0].text != expected[0][0].text  # another seed
+
+
+@pytest.mark.parametrize("dies_at", [1, 2, 4])
+def test_a_stream_whose_engine_died_gives_what_it_would_have_given(dies_at):
+    def run(sampler):
+        stream = source(sampler, seed=3).stream(0)
+        stream.ask(2)
+        found = [stream.finished()]
+        stream.ask(2)
+        return [*found, *(stream.finished() for _ in range(4))]
+
+    causes = []
+    built = [OneByOne(dies_at), OneByOne()]
+    left = list(built)
+    restarting = RestartingSampler(
+        lambda: left.pop(0), Unchanged(), on_restart=lambda cause: causes.append(cause)
+    )
+    assert run(restarting) == run(OneByOne()) and left == []
+    assert causes == ["OSError: the engine is gone"]
+    assert built[1].added == [2, 2]  # each prompt once, where it came before
 
 
 def test_weights_travel_with_their_version_and_a_missed_sync_stops_the_run():

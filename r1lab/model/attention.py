@@ -1,0 +1,56 @@
+"""Which attention a model computes with, and what of it this machine has.
+
+The names are those of transformers' `attn_implementation`.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from r1lab.types import RecipeError
+
+if TYPE_CHECKING:
+    from r1lab.recipe import ModelSettings
+
+# Kernels that take sequences of any lengths end to end in one row (`grpo.packed`), with the package
+# that each comes in.
+VARLEN = {
+    "flash_attention_2": "flash-attn",
+    "flash_attention_3": "flash-attn-3",
+    "flash_attention_4": "flash-attn-4",
+}
+
+
+def takes_packed_rows(config: Any) -> bool:
+    """Whether a model's attention is told by `cu_seq_lens` where each sequence of a row ends."""
+    return getattr(config, "_attn_implementation", None) in VARLEN
+
+
+def check_attention(settings: ModelSettings) -> None:
+    """Refuse a kernel that cannot run here; raises RecipeError."""
+    name = settings.attention
+    if name not in VARLEN:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RecipeError(
+            f"model.attention: {name!r} needs a CUDA GPU, and torch finds none here; take 'auto'"
+        )
+    if settings.dtype == "float32":
+        raise RecipeError(
+            f"model.attention: {name!r} has no float32; set model.dtype to bfloat16, or take 'auto'"
+        )
+    if not _is_installed(name) and find_spec("kernels") is None:
+        raise RecipeError(
+            f"model.attention: {name!r} is not installed; pip install {VARLEN[name]} (or kernels, "
+            "which fetches it from the hub), or take 'auto'"
+        )
+
+
+def _is_installed(name: str) -> bool:
+    from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
+
+    version = int(name.rpartition("_")[2])
+    return bool(FLASH_ATTENTION_COMPATIBILITY_MATRIX[version]["general_availability_check"]())
