@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import ModuleType
 
-from r1lab.data import arithmetic, boxes, derivations, division
+from r1lab.data import arithmetic, boxes, derivations, division, everyday
+from r1lab.data.notation import in_words, mixed
 from r1lab.data.streams import Work
 from r1lab.prompts import ANSWER_CLOSE, ANSWER_OPEN, TEMPLATES, THINK_CLOSE
 from r1lab.types import Problem
@@ -46,6 +47,10 @@ class Dials:
     notice_rate: float = 0.9  # slips of self-checking work that are noticed
     recheck_rate: float = 0.1
     broken: float = 0.30  # documents whose form is broken
+    # Of documents with work: all of it in words, or in a notation that changes (data/notation.py).
+    words: float = 0.0
+    mixed: float = 0.0
+    everyday: float = 0.0  # documents that are everyday requests with a reply (data/everyday.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Document:
     response: str
 
 
+_AT_MOST_ONE = ("_rate", "drills", "broken", "_guesses", "words", "mixed", "everyday")
 _MUSINGS = ("maybe", "let me see", "so", "I think", "wait")
 
 
@@ -68,18 +74,24 @@ class Corpus:
         _check(dials)
         self.dials, self.seed = dials, seed
         self.streams = {name: TASKS[name].load("train", seed=seed + 1) for name in dials.tasks}
+        self._everyday = everyday.load("train", seed=seed + 2)
 
     def __getitem__(self, index: int) -> Document:
         rng = random.Random(f"corpus/{self.seed}/{index}")
+        # Of its own, so that dials of notation and everyday requests change no other document.
+        side = random.Random(f"corpus/side/{self.seed}/{index}")
         dials = self.dials
+        if side.random() < dials.everyday:
+            return self._chat(index, side)
         task = rng.choices(list(dials.tasks), list(dials.tasks.values()))[0]
         if rng.random() < dials.drills:
-            facts = " ; ".join(TASKS[task].drill(rng) for _ in range(rng.randint(3, 6)))
-            return Document("drill", task, "", facts)
+            facts = [TASKS[task].drill(rng) for _ in range(rng.randint(3, 6))]
+            return Document("drill", task, "", " ; ".join(self._written(facts, side)))
         kinds = ("guess", "partial", "full", "selfcheck")
         kind = rng.choices(kinds, [getattr(dials, name) for name in kinds])[0]
         problem = self.streams[task][index]
-        thinking, answer = self._respond(TASKS[task], problem, kind, rng)
+        lines, answer = self._respond(TASKS[task], problem, kind, rng)
+        thinking = TASKS[task].SEPARATOR.join(self._written(lines, side))
         if rng.random() < dials.broken:
             response = _broken(thinking, answer, rng)
         else:
@@ -92,17 +104,37 @@ class Corpus:
             yield self[index]
             index += 1
 
+    def _chat(self, index: int, rng: random.Random) -> Document:
+        """An everyday request, its reply of any level, its form broken as often as elsewhere."""
+        problem = self._everyday[index]
+        answer = everyday.reply(problem, rng.randrange(everyday.LEVELS), rng)
+        if rng.random() < self.dials.broken:
+            response = _broken("", answer, rng)
+        else:
+            response = f"{THINK_CLOSE} {ANSWER_OPEN} {answer} {ANSWER_CLOSE}"
+        prompt = TEMPLATES["compact"].prompt(problem.question)
+        return Document("chat", "everyday", prompt, response.strip())
+
+    def _written(self, lines: list[str], rng: random.Random) -> list[str]:
+        """The lines in symbols, in words, or in a notation that changes, by the dials."""
+        chance = rng.random()
+        if chance < self.dials.words:
+            return [in_words(line) for line in lines]
+        if chance < self.dials.words + self.dials.mixed:
+            return mixed(lines, rng)
+        return lines
+
     def _guess(self, task: ModuleType, problem: Problem, rng: random.Random) -> str:
         right = rng.random() < self.dials.right_guesses
         return problem.answer if right else task.guess(problem, rng)
 
     def _respond(
         self, task: ModuleType, problem: Problem, kind: str, rng: random.Random
-    ) -> tuple[str, str]:
+    ) -> tuple[list[str], str]:
         dials = self.dials
         if kind == "guess":
             empty = rng.random() < dials.empty_guesses
-            return "" if empty else rng.choice(_MUSINGS), self._guess(task, problem, rng)
+            return [] if empty else [rng.choice(_MUSINGS)], self._guess(task, problem, rng)
         if kind == "selfcheck":
             work = Work(rng, dials.selfcheck_slip_rate, dials.notice_rate, dials.recheck_rate)
         else:
@@ -112,7 +144,7 @@ class Corpus:
         if kind == "partial":
             lines = lines[: rng.randint(1, max(len(lines) - 1, 1))]
             answer = self._guess(task, problem, rng)
-        return task.SEPARATOR.join(lines), answer
+        return lines, answer
 
 
 def _broken(thinking: str, answer: str, rng: random.Random) -> str:
@@ -140,8 +172,10 @@ def _check(dials: Dials) -> None:
             continue
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1e6:
             raise ValueError(f"{name}: {share!r} must be a number, at least 0")
-        if name.endswith(("_rate", "drills", "broken", "_guesses")) and share > 1:
+        if name.endswith(_AT_MOST_ONE) and share > 1:
             raise ValueError(f"{name}: {share!r} is a share, and must be at most 1")
+    if dials.words + dials.mixed > 1:
+        raise ValueError(f"words, mixed: {dials.words} and {dials.mixed} are more than all")
     if not sum(shares.values()) or not sum(
         (dials.guess, dials.partial, dials.full, dials.selfcheck)
     ):

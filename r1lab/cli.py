@@ -25,6 +25,7 @@ from r1lab import (
     cli_report,
     cli_reproduce,
     cli_rewards,
+    cli_stages,
     cli_start,
 )
 from r1lab.cli_doctor import add_doctor_options, doctor
@@ -155,6 +156,15 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = _add_command(commands, "pretrain", _pretrain, "pre-train a small base from nothing")
     _add_recipe(pretrain)
 
+    for name, summary in cli_stages.COMMANDS.items():
+        _add_recipe(_add_command(commands, name, cli_stages.run_stage, summary))
+
+    pipeline = _add_command(
+        commands, "pipeline", cli_stages.pipeline, "run stages that hand on models and rows"
+    )
+    _add_recipe(pipeline)
+    cli_stages.add_pipeline_options(pipeline)
+
     show = _add_command(commands, "show", _show, "read the samples of a run in the terminal")
     show.set_defaults(takes_overrides=False)
     show.add_argument("run", metavar="RUN", help="a run folder")
@@ -232,7 +242,13 @@ class _PrintKeys(argparse.Action):
         from r1lab.recipe import PretrainRecipe, TrainRecipe
         from r1lab.recipe_keys import describe
 
-        rows = describe(PretrainRecipe if parser.prog.endswith("pretrain") else TrainRecipe)
+        schema: type[BaseModel]
+        command = parser.prog.rpartition(" ")[2]
+        if command in (*cli_stages.COMMANDS, "pipeline"):
+            schema = cli_stages.schema_of(command)
+        else:
+            schema = PretrainRecipe if command == "pretrain" else TrainRecipe
+        rows = describe(schema)
         width = max(len(row.key) for row in rows)
         for row in rows:
             said = f"{row.meaning} [{row.type}]".lstrip()

@@ -65,6 +65,10 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     add("--served-model", metavar="NAME", help="of a server that serves several")
     add("--out", metavar="FOLDER", help="of the results (default: RUN/eval/suites, or evals/MODEL)")
     add("--json", metavar="FILE", help="write the result there too (one suite)")
+    add(
+        "--summary", metavar="FILE",
+        help="when all suites are done, write their figures there, without samples",
+    )  # fmt: skip
     add("--dry-run", action="store_true", help="check everything, say what would be done, stop")
     parser.epilog = (
         "Every figure stands with its 95% interval over problems. An interrupted evaluation goes\n"
@@ -99,6 +103,8 @@ def evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
     against = _results_of(options.against)
     if options.json:
         _check_writable(options.json, len(chosen.suites))
+    if options.summary:
+        _check_writable(options.summary, 1, "--summary")
     if importlib.util.find_spec("torch") is None:
         raise RecipeError("torch is not installed here; install r1lab's extra [cpu] or [gpu]")
     from r1lab.evaluate.standalone import evaluate_target, prepare_target
@@ -127,6 +133,15 @@ def evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
             others = against
         if others:
             print_comparison(others, [result])
+    if options.summary:
+        from r1lab.evaluate.store import write_json
+
+        rows = [
+            {"file": str(path), **{key: value for key, value in result.items()
+                                   if key not in ("problems", "plan", "extras")}}
+            for path, result in done
+        ]  # fmt: skip
+        write_json(Path(options.summary), {"suites": rows})
     return 0
 
 
@@ -218,13 +233,13 @@ def _budgets(text: str | None) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
-def _check_writable(file: str, num_suites: int) -> None:
+def _check_writable(file: str, num_suites: int, key: str = "--json") -> None:
     """Before any work: figures that cannot be written are work lost."""
     from r1lab.checks import check_writable_file
 
     if num_suites > 1:
         raise R1labError("--json: one file holds one suite; --out FOLDER takes several")
-    check_writable_file(Path(file).expanduser(), "--json")
+    check_writable_file(Path(file).expanduser(), key)
 
 
 def _results_of(places: Sequence[str]) -> list[dict[str, Any]]:

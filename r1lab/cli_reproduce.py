@@ -68,8 +68,9 @@ def reproduce(options: argparse.Namespace, _: object) -> int:
 
 
 def _run(options: argparse.Namespace, experiments: list[Experiment]) -> int:
-    from r1lab.reproduce.campaign import Campaign, check_failed, run_tasks
+    from r1lab.reproduce.campaign import Campaign
     from r1lab.reproduce.record import read_records
+    from r1lab.tasks import check_failed, run_tasks
 
     groups: dict[int, list[Experiment]] = {}
     for experiment in experiments:

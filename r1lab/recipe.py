@@ -302,8 +302,8 @@ class PretrainRecipe(Section):
     name: RunName = Field(description="letters, digits, `.`, `_` and `-`")
     output: Name | None = Field(None, description="the run folder; null: runs/<name>")
     seed: Seed = Field(0, description="of the corpus and of the first weights")
-    size: Literal["pico", "nano", "micro", "lite", "v3"] = Field(
-        "nano", description="shape of the model (r1lab.model.config)"
+    size: Literal["pico", "nano", "micro", "lite", "v3", "dense", "dense-small"] = Field(
+        "nano", description="V3-style, or dense (Llama's architecture), see r1lab.model.config"
     )
     corpus: CorpusSettings = CorpusSettings()
     tokens: int = Field(gt=0, le=10**15, description="tokens of the corpus, prompts included")

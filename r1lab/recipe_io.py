@@ -257,11 +257,14 @@ def _anchor(tree: dict[str, Any], folder: Path) -> None:
     sources = problems.get("sources") if isinstance(problems, dict) else None
     watch = tree.get("watch")
     graders = [watch.get("grader")] if isinstance(watch, dict) else None
+    keep = [tree["keep"]] if isinstance(tree.get("keep"), dict) else None
     named = (
         (tree.get("rewards"), "reward"),
         (sources, "source"),
         (graders, "reward"),
         ([tree.get("algorithm")], "loss"),
+        (tree.get("rows"), "path"),
+        (keep, "clean"),
     )
     for entries, key in named:
         for entry in entries if isinstance(entries, list) else ():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import DeepseekV3Config
+    from transformers import DeepseekV3Config, PretrainedConfig
 
 # What every size has in common, DeepSeek-V3's choices; vLLM makes no router bias without
 # `topk_method`, and transformers ignores the two names that only other engines read.
@@ -72,6 +72,29 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 129280, "max_position_embeddings": 163840,
     },
 }  # fmt: skip
+
+# Dense models of Llama's architecture, of the sizes that students are distilled into: 0.9M and 0.2M
+# parameters with the small vocabulary.
+DENSE_SIZES: dict[str, dict[str, Any]] = {
+    "dense": {
+        "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,
+    },
+    "dense-small": {
+        "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 192,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32,
+    },
+}  # fmt: skip
+
+
+def base_config(size: str, **overrides: Any) -> PretrainedConfig:
+    """The configuration of a size, V3-style or dense; ValueError for a name that is neither."""
+    if size not in DENSE_SIZES:
+        return v3_config(size, **overrides)
+    from transformers import LlamaConfig
+
+    settings = {"max_position_embeddings": 512, "tie_word_embeddings": False, **DENSE_SIZES[size]}
+    return LlamaConfig(**{**settings, **overrides})
 
 
 def v3_config(size: str, **overrides: Any) -> DeepseekV3Config:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from r1lab.digests import file_sha256
-from r1lab.model.balance import ExpertLoad
+from r1lab.model.balance import ExpertLoad, routers
 from r1lab.model.config import kv_cache_bytes_per_token
 from r1lab.model.weights import save_checkpoint_folder
 from r1lab.recipe import PretrainRecipe
@@ -24,8 +24,6 @@ def finish_base(
     """Write the base as an ordinary model folder with its card; return that folder."""
     target = folder / "model"
     save_checkpoint_folder(model, tokenizer, target)
-    loads = expert_load_by_kind(model, tokenizer, corpus)
-    latent, plain = kv_cache_bytes_per_token(model.config)
     card = {
         "size": recipe.size,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -36,9 +34,7 @@ def finish_base(
         "threads": torch.get_num_threads(),
         "response_loss": final_loss(folder),
         "corpus": {"source": recipe.corpus.source, **corpus_dials(corpus)},
-        "expert_load": {name: load.tolist() for name, load in loads.items()},
-        "expert_load_distance": load_distances(loads),
-        "kv_cache_bytes_per_token": {"mla": latent, "multi_head": plain},
+        **_of_v3(model, tokenizer, corpus),
         "sha256": {p.name: file_sha256(p) for p in sorted(target.glob("*.safetensors"))},
     }
     if recipe.card_problems:
@@ -48,6 +44,19 @@ def finish_base(
     (target / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     (target / "README.md").write_text(render_card(recipe, card))
     return target
+
+
+def _of_v3(model: Any, tokenizer: Any, corpus: Any) -> dict[str, Any]:
+    """What a card says of experts and latent attention; nothing of a dense model."""
+    if not routers(model):
+        return {}
+    loads = expert_load_by_kind(model, tokenizer, corpus)
+    latent, plain = kv_cache_bytes_per_token(model.config)
+    return {
+        "expert_load": {name: load.tolist() for name, load in loads.items()},
+        "expert_load_distance": load_distances(loads),
+        "kv_cache_bytes_per_token": {"mla": latent, "multi_head": plain},
+    }
 
 
 def corpus_dials(corpus: Any) -> dict[str, Any]:
@@ -100,19 +109,19 @@ def load_distances(loads: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
 def render_card(recipe: PretrainRecipe, card: Mapping[str, Any]) -> str:
     """The card as Markdown: what stands in card.json, for people."""
-    cache = card["kv_cache_bytes_per_token"]
+    cache = card.get("kv_cache_bytes_per_token")
+    kind = "V3-style base (MLA, mixture of experts, router bias)" if cache else "dense base"
     lines = [
         f"# {recipe.name}",
         "",
-        f"A V3-style base (MLA, mixture of experts, router bias) of {card['parameters']:,} "
+        f"A {kind} of {card['parameters']:,} "
         "parameters, pre-trained from nothing on synthetic problems with answers. Written by "
         f"`r1lab pretrain`; rebuilt by `r1lab pretrain recipes/pretrain_{recipe.name}.yaml`.",
         "",
         f"- {card['tokens']:,} tokens, {card['updates']:,} updates, {card['seconds'] / 60:.0f} "
         f"minutes with {card['threads']} thread(s), seed {card['seed']}",
         f"- response loss at the end: {card['response_loss']} nats a token",
-        f"- KV cache: {cache['mla']:,} bytes a token with MLA, {cache['multi_head']:,} with plain "
-        f"multi-head attention of the same heads ({cache['multi_head'] / cache['mla']:.1f}x), bf16",
+        *(_cache_lines(cache) if cache else []),
         *(f"- sha256 of {name}: `{digest}`" for name, digest in card["sha256"].items()),
         "",
         "## Corpus",
@@ -122,6 +131,21 @@ def render_card(recipe: PretrainRecipe, card: Mapping[str, Any]) -> str:
         *(f"| {name} | {value} |" for name, value in card["corpus"].items()),
         "",
         *score_lines(card.get("scores")),
+    ]
+    if "expert_load" in card:
+        lines += _load_lines(card)
+    return "\n".join(lines)
+
+
+def _cache_lines(cache: Mapping[str, int]) -> list[str]:
+    return [
+        f"- KV cache: {cache['mla']:,} bytes a token with MLA, {cache['multi_head']:,} with plain "
+        f"multi-head attention of the same heads ({cache['multi_head'] / cache['mla']:.1f}x), bf16"
+    ]
+
+
+def _load_lines(card: Mapping[str, Any]) -> list[str]:
+    lines = [
         "## Expert load",
         "",
         "Share of tokens by expert, one row a layer of experts (even: "
@@ -141,7 +165,7 @@ def render_card(recipe: PretrainRecipe, card: Mapping[str, Any]) -> str:
         "layers; 0 is the same use of experts, 1 no expert in common.",
         "",
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def score_lines(scores: Mapping[str, Any] | None) -> list[str]:

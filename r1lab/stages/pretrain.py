@@ -1,4 +1,4 @@
-"""Pre-training a small V3-style base on a corpus of problems with answers.
+"""Pre-training a small base, V3-style or dense, on a corpus of problems with answers.
 
 Next-token cross-entropy over documents packed into rows; positions and attention start anew at each
 document, so that a document looks in training as it will in a rollout. DeepSeek-V3's balancing
@@ -21,7 +21,7 @@ import torch
 
 from r1lab.grpo.changes import differences
 from r1lab.model.balance import ExpertLoad, update_router_bias
-from r1lab.model.config import v3_config
+from r1lab.model.config import base_config
 from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.tokenizer import VOCAB_SIZE, build_tokenizer
 from r1lab.recipe import PretrainRecipe
@@ -139,16 +139,16 @@ def next_token_loss(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, t
 
 def build_model(recipe: PretrainRecipe) -> torch.nn.Module:
     """A freshly initialised base of the recipe's size, its router bias in float32."""
-    from transformers import DeepseekV3ForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer()
-    config = v3_config(
+    config = base_config(
         recipe.size, vocab_size=VOCAB_SIZE, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
     )  # fmt: skip
     config._experts_implementation = "eager"  # by far the fastest on the CPU for a small model
-    model = DeepseekV3ForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, recipe.dtype))
     return model
@@ -264,8 +264,9 @@ def _loop(
                 line = {
                     "step": progress.step, "tokens": progress.tokens, "loss": loss.item(),
                     "response_loss": response_loss.item(), "learning_rate": rate, "grad_norm": norm,
-                    "load_min": share.min().item(), "load_max": share.max().item(),
                 }  # fmt: skip
+                if share.numel():
+                    line |= {"load_min": share.min().item(), "load_max": share.max().item()}
                 print(json.dumps(line), file=log, flush=True)
                 bar.set_postfix_str(f"loss {response_loss.item():.3f}")
             # A state can be taken between pools only: within one, documents are half used.

@@ -24,8 +24,8 @@ OPTIONS = {
         *("--against", "--budgets", "--columns", "--debug", "--dry-run", "--dtype", "--engine"),
         *("--gguf-file", "--grader", "--greedy", "--help", "--json", "--k", "--kv-cache-gib"),
         *("--list", "--max-tokens", "--num", "--out", "--path", "--seed", "--served-model"),
-        *("--settings", "--shots", "--suite", "--temperature", "--template", "--top-p"),
-        *("--trained-on", "-h", "MODEL"),
+        *("--settings", "--shots", "--suite", "--summary", "--temperature", "--template"),
+        *("--top-p", "--trained-on", "-h", "MODEL"),
     ],
     "compare": ["--debug", "--help", "--with", "-h", "FIRST"],
     "chat": [
@@ -60,7 +60,16 @@ OPTIONS = {
         *("--debug", "--help", "--output", "--price", "--samples", "--watts", "-h", "RUN"),
     ],
     "reproduce": [
-        *("--debug", "--dry-run", "--help", "--jobs", "--list", "--out", "--seeds", "-h", "NAME"),
+        *("--debug", "--dry-run", "--help", "--jobs", "--list", "--out", "--records", "--seeds"),
+        *("-h", "NAME"),
+    ],
+    **{
+        name: ["--debug", "--dry-run", "--help", "--keys", "-h", "RECIPE"]
+        for name in ("sft", "sample", "reward-model", "distil")
+    },
+    "pipeline": [
+        *("--debug", "--dry-run", "--from", "--help", "--jobs", "--keys", "--quick", "--until"),
+        *("-h", "RECIPE"),
     ],
     "watch": ["--debug", "--every", "--help", "--once", "-h", "RUN"],
 }

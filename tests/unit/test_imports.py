@@ -37,6 +37,7 @@ LEVELS = (
     ),
     ("r1lab.recipe_section", "r1lab.recipe_watch", "r1lab.recipe_algorithm"),
     ("r1lab.recipe",),
+    ("r1lab.recipe_stages",),
     (
         "r1lab.launch",
         "r1lab.problems",
@@ -46,6 +47,7 @@ LEVELS = (
         "r1lab.recipe_io",
         "r1lab.recipe_keys",
         "r1lab.run_folder",
+        "r1lab.tasks",
     ),
     (
         "r1lab.model",
@@ -86,7 +88,7 @@ LEVELS = (
     ),
     ("r1lab.chat", "r1lab.stages", "r1lab.report", "r1lab.scaffold", "r1lab.doctor"),
     ("r1lab.estimate",),
-    ("r1lab.checks", "r1lab.reproduce"),
+    ("r1lab.checks", "r1lab.reproduce", "r1lab.pipeline"),
     (
         "r1lab.cli",
         "r1lab.cli_doctor",
@@ -98,6 +100,7 @@ LEVELS = (
         "r1lab.cli_reproduce",
         "r1lab.cli_rewards",
         "r1lab.cli_start",
+        "r1lab.cli_stages",
     ),
     ("r1lab.__main__",),
 )
@@ -114,6 +117,10 @@ LIGHT = (
     "r1lab.cli_rewards",
     "r1lab.cli_start",
     "r1lab.cli_estimate",
+    "r1lab.cli_stages",
+    "r1lab.pipeline.plan",
+    "r1lab.stages.rows",
+    "r1lab.tasks",
     "r1lab.doctor.examine",
     "r1lab.estimate.recipe",
     "r1lab.estimate.table",

@@ -10,9 +10,11 @@ import yaml
 
 from r1lab.checks import check_run
 from r1lab.cli import main
+from r1lab.pipeline.plan import stages_of
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import PretrainRecipe
 from r1lab.recipe_io import dump_resolved, load_recipe, shipped_recipes
+from r1lab.recipe_stages import PipelineRecipe
 from r1lab.registry import load_mixture, resolve
 from r1lab.reproduce.experiment import load_experiment
 
@@ -25,8 +27,9 @@ RECIPES = [
 ]
 EXPERIMENTS = sorted((FOLDER / "reproduce").glob("*.y*ml"))
 LAUNCHERS = sorted((FOLDER / "accelerate").glob("*.y*ml"))
+R1 = [path for path in RECIPES if path.parent.name == "r1"]  # a pipeline, and its stages' own
 PRETRAINING = [path for path in RECIPES if path.stem.startswith("pretrain")]
-TRAINING = [path for path in RECIPES if path not in PRETRAINING]
+TRAINING = [path for path in RECIPES if path not in (*PRETRAINING, *R1)]
 GPU = [path for path in TRAINING if path.parent.name == "gpu"]
 # What the published bases allow, prompt and response together (config.json of each on the hub).
 CONTEXTS = {
@@ -107,6 +110,21 @@ def test_without_the_hub_a_recipe_is_refused_in_one_line(monkeypatch, capsys):
 def test_a_pre_training_recipe(path):
     recipe = load_recipe(path, schema=PretrainRecipe)
     assert callable(resolve(recipe.corpus.source, "source"))
+
+
+def test_the_pipeline_uses_each_of_its_recipes():
+    pipeline = FOLDER / "r1" / "nano.yaml"
+    recipe = load_recipe(pipeline, schema=PipelineRecipe)
+    for quick in (False, True):
+        stages = stages_of(recipe, beside=pipeline.parent, quick=quick)
+        used = {base for stage in stages for base in _with_bases(stage.path)}
+        assert {pipeline, *used} == set(R1)
+
+
+def _with_bases(path: Path) -> list[Path]:
+    """A recipe's file, and those that it extends."""
+    base = yaml.safe_load(path.read_text()).get("extends")
+    return [path, *(_with_bases(path.parent / base) if base else [])]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)

@@ -14,11 +14,12 @@ from runs import make_run
 from r1lab.cli import main
 from r1lab.prompts import TEMPLATES
 from r1lab.registry import resolve
-from r1lab.reproduce.campaign import Campaign, Task, check_failed, run_tasks
+from r1lab.reproduce.campaign import Campaign
 from r1lab.reproduce.draw import draw_experiment
 from r1lab.reproduce.experiment import Criterion, experiment_names, load_experiment
 from r1lab.reproduce.measure import FIGURES, outcome_of
 from r1lab.reproduce.record import Record, read_records, run_record
+from r1lab.tasks import Task, check_failed, run_tasks
 from r1lab.types import Completion, RecipeError, RunStopped
 
 
@@ -136,7 +137,7 @@ def test_tasks_run_in_their_order_and_failures_stop_only_what_needs_them(tmp_pat
 def test_an_interrupted_campaign_ends_its_processes(tmp_path):
     code = f"""
 import sys
-from r1lab.reproduce.campaign import Task, run_tasks
+from r1lab.tasks import Task, run_tasks
 from pathlib import Path
 folder = Path({str(tmp_path)!r})
 sleeper = "import time, os; open('started', 'w').write(str(os.getpid())); time.sleep(600)"

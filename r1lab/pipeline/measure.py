@@ -1,0 +1,145 @@
+"""Every stage on the same suites, and the figures that are set side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1lab.evaluate.store import read_result
+from r1lab.pipeline.plan import Stage
+from r1lab.prompts import TEMPLATES
+from r1lab.recipe import RewardSettings
+from r1lab.recipe_stages import PipelineRecipe
+from r1lab.types import Completion, Fault, Problem, Rollout
+from r1lab.verify import Verifiers
+
+Figures = dict[str, Any]
+TEMPLATE = "compact"
+
+
+def evaluation_command(stage: Stage, recipe: PipelineRecipe) -> list[str]:
+    """`r1lab eval` of a stage's model on all suites."""
+    command = ["eval", str(stage.artefact), "--template", TEMPLATE, "--seed", str(recipe.seed),
+               "--max-tokens", str(recipe.max_tokens), "--dtype", recipe.dtype,
+               "--engine", recipe.engine,
+               "--num", str(recipe.num_problems), "--k", str(recipe.num_samples),
+               "--out", str(stage.folder / "suites"),
+               "--summary", str(summary_file(stage))]  # fmt: skip
+    for suite in recipe.suites:
+        command += ["--suite", suite.name]
+    return command
+
+
+def summary_file(stage: Stage) -> Path:
+    """What the evaluation of a stage leaves when all its suites are done."""
+    return stage.folder / "suites.json"
+
+
+def figures_of(stage: Stage, recipe: PipelineRecipe) -> Figures:
+    """A stage's figures over all suites and by suite, from the files that its evaluation left.
+
+    pass_at_1 and the rest are means over problems; `overall` is over the problems of all suites
+    that count there. A measure is the mean over their problems of a reward over their samples.
+    """
+    summary = json.loads(summary_file(stage).read_text(encoding="utf-8"))
+    results = [read_result(row["file"]) for row in summary["suites"]]
+    by_suite = {result["suite"]: _figures(result) for result in results}
+    counted = [suite.name for suite in recipe.suites if suite.overall]
+    figures: Figures = {"suites": by_suite}
+    for name in ("pass_at_1", "cons_at_k", "format", "length"):
+        values = [by_suite[suite][name] for suite in counted if by_suite[suite][name] is not None]
+        figures[name] = sum(values) / len(values) if values else None
+    problems = [p for result in results if result["suite"] in counted for p in result["problems"]]
+    for name, reward in recipe.measures.items():
+        figures[name] = _measure(reward, problems)
+    return figures
+
+
+def _figures(result: Mapping[str, Any]) -> Figures:
+    overall = result["overall"]
+
+    def value(name: str) -> float | None:
+        found = overall.get(name)
+        return None if found is None else found["value"]
+
+    interval = overall["pass_at_1"]
+    return {
+        "pass_at_1": value("pass_at_1"),
+        "pass_at_1_interval": interval and [interval["low"], interval["high"]],
+        "cons_at_k": value("cons_at_k"),
+        "reward": value("reward"),
+        "format": value("format"),
+        "length": value("length"),
+    }
+
+
+def _measure(reward: RewardSettings, problems: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean over problems of a reward's mean over their samples, where it applies."""
+    template = TEMPLATES[TEMPLATE]
+    verifiers = Verifiers([reward], template=template)
+    rollouts = []
+    for row in problems:
+        problem = Problem(row["id"], row["question"], row["answer"], "", row["source"])
+        completions = []
+        for sample in row["samples"]:
+            read = template.read(sample["text"])
+            completions.append(
+                Completion(
+                    token_ids=(), text=sample["text"], finish_reason=sample["finish_reason"],
+                    weight_version=0, prefix=template.prefix, thinking=read.thinking,
+                    answer=read.answer,
+                )
+            )  # fmt: skip
+        rollouts.append(Rollout(problem, (), tuple(completions)))
+    means = []
+    for scored in verifiers.score(rollouts):
+        scores = [o.score for o in scored.outcomes if not isinstance(o, Fault)]
+        given = [score for score in scores if score is not None]
+        if given:
+            means.append(sum(given) / len(given))
+    return sum(means) / len(means) if means else None
+
+
+def write_figures(stage: Stage, figures: Figures) -> None:
+    """evaluation.json, beside the stage's own files."""
+    path = stage.folder / "evaluation.json"
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def read_figures(stage: Stage) -> Figures | None:
+    """A stage's figures, None where it was not evaluated."""
+    path = stage.folder / "evaluation.json"
+    found: Figures | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found
+
+
+def table_of(stages: Sequence[Stage], recipe: PipelineRecipe) -> list[str]:
+    """The stages with their figures, as lines of Markdown."""
+    names = ["pass_at_1", "cons_at_k", *recipe.measures, "format", "length"]
+    suites = [suite.name for suite in recipe.suites]
+    lines = [
+        f"| stage | {' | '.join(names)} | {' | '.join(suites)} |",
+        f"|{'---|' * (1 + len(names) + len(suites))}",
+    ]
+    for stage in stages:
+        figures = read_figures(stage)
+        if figures is None:
+            continue
+        cells = [_said(figures.get(name)) for name in names]
+        cells += [_of_suite(figures["suites"].get(suite)) for suite in suites]
+        lines.append(f"| {stage.name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _of_suite(figures: Figures | None) -> str:
+    if figures is None:
+        return "-"
+    return _said(figures["pass_at_1"])
+
+
+def _said(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

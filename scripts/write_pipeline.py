@@ -1,0 +1,152 @@
+"""docs/r1-pipeline.json and the tables of docs/r1-pipeline.md from finished pipelines.
+
+    python scripts/write_pipeline.py runs/r1/nano runs/r1/nano-1 runs/r1/nano-2
+    python scripts/write_pipeline.py            # the page again, from the committed JSON
+
+One folder a seed. The first is told stage by stage; the last comparison has all seeds, with a 95%
+interval over them (Student's t).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RECORD = ROOT / "docs" / "r1-pipeline.md", ROOT / "docs" / "r1-pipeline.json"
+BEGIN, END = "<!-- tables: scripts/write_pipeline.py -->", "<!-- end of the tables -->"
+STAGES = ("zero", "dev1", "dev2", "dev3", "r1")
+STUDENTS = {"student": ("distilled", "rl_only"), "small": ("distilled_small", "rl_only_small")}
+FIGURES = ("pass_at_1", "cons_at_k", "language", "format", "length")
+
+
+def read_seed(folder: Path) -> dict[str, Any]:
+    """The evaluations of all stages of one pipeline, by name."""
+    found = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*/evaluation.json"))
+        if ".old-" not in path.parent.name
+    }
+    missing = [stage for stage in STAGES if stage not in found]
+    if missing:
+        raise SystemExit(f"{folder}: {', '.join(missing)} has no evaluation; run the pipeline on")
+    return found
+
+
+def record_of(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is committed: stages in order, students, and the final comparison over seeds."""
+    first = seeds[0]
+
+    def over(stage: str, figure: str) -> dict[str, Any]:
+        values = [seed[stage][figure] for seed in seeds if stage in seed]
+        mean = sum(values) / len(values)
+        half = None
+        if len(values) > 1:
+            spread = stats.tstd(values) / len(values) ** 0.5
+            half = float(stats.t.ppf(0.975, len(values) - 1) * spread)
+        return {"mean": mean, "low": half and mean - half, "high": half and mean + half,
+                "by_seed": values}  # fmt: skip
+
+    return {
+        "seeds": len(seeds),
+        "stages": [
+            {
+                "name": stage,
+                "accuracy": over(stage, "pass_at_1"),
+                **{figure: over(stage, figure) for figure in FIGURES[1:]},
+                "suites": {
+                    suite: over_suite(seeds, stage, suite) for suite in first[stage]["suites"]
+                },
+            }
+            for stage in STAGES
+        ],
+        "students": [
+            {
+                "name": name,
+                "distilled": over(distilled, "pass_at_1"),
+                "rl_only": over(alone, "pass_at_1"),
+            }
+            for name, (distilled, alone) in STUDENTS.items()
+            if distilled in first and alone in first
+        ],
+    }
+
+
+def over_suite(seeds: list[dict[str, Any]], stage: str, suite: str) -> float | None:
+    """A stage's mean over seeds on one suite: pass@1, or the mean reward where none is right."""
+    values = [seed[stage]["suites"][suite]["reward" if suite == "everyday" else "pass_at_1"]
+              for seed in seeds]  # fmt: skip
+    return None if any(value is None for value in values) else sum(values) / len(values)
+
+
+def tables_of(record: dict[str, Any]) -> str:
+    """The page's tables."""
+    suites = list(record["stages"][0]["suites"])
+    lines = [
+        f"Mean over {record['seeds']} seed(s), [95% interval over them].",
+        "",
+        f"| stage | pass@1 | cons@k | in words | well-formed | length | {' | '.join(suites)} |",
+        f"|{'---|' * (6 + len(suites))}",
+    ]
+    for stage in record["stages"]:
+        cells = [_said(stage["accuracy"]), *(_said(stage[figure]) for figure in FIGURES[1:])]
+        cells += [_number(stage["suites"][suite]) for suite in suites]
+        lines.append(f"| {stage['name']} | {' | '.join(cells)} |")
+    lines += ["", *_paper(), ""]
+    if record["students"]:
+        lines += ["| student | distilled | RL alone |", "|---|---|---|"]
+        lines += [
+            f"| {row['name']} | {_said(row['distilled'])} | {_said(row['rl_only'])} |"
+            for row in record["students"]
+        ]
+    return "\n".join(lines)
+
+
+def _paper() -> list[str]:
+    """The paper's own stages (data/paper/r1_stages.csv)."""
+    with (ROOT / "data" / "paper" / "r1_stages.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    names = list(rows[0])
+    return [
+        "The paper's (arXiv 2501.12948 v2, Table 3):",
+        "",
+        f"| {' | '.join(names)} |",
+        f"|{'---|' * len(names)}",
+        *(f"| {' | '.join(row[name] for name in names)} |" for row in rows),
+    ]
+
+
+def _said(found: dict[str, Any]) -> str:
+    if found["low"] is None:
+        return _number(found["mean"])
+    return f"{_number(found['mean'])} [{_number(found['low'])}, {_number(found['high'])}]"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def main() -> None:
+    """Write the record from folders, where they are named, and the page from the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path)
+    folders = parser.parse_args().folders
+    if folders:
+        record = record_of([read_seed(folder) for folder in folders])
+        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    behind = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables_of(record)}\n\n{END}{behind}", encoding="utf-8")
+    print(json.dumps({"stages": [stage["name"] for stage in record["stages"]]}))
+
+
+if __name__ == "__main__":
+    main()
