@@ -36,6 +36,7 @@ LEVELS = (
     ("r1lab.recipe_section", "r1lab.recipe_watch", "r1lab.recipe_algorithm"),
     ("r1lab.recipe",),
     (
+        "r1lab.curriculum",
         "r1lab.launch",
         "r1lab.problems",
         "r1lab.recipe_errors",
@@ -105,6 +106,7 @@ LIGHT = (
     "r1lab.cli_preflight",
     "r1lab.cli_rewards",
     "r1lab.cli_estimate",
+    "r1lab.curriculum",
     "r1lab.doctor.examine",
     "r1lab.estimate.recipe",
     "r1lab.estimate.table",
