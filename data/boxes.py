@@ -7,7 +7,7 @@ Compact form: `red at bottom , blue on it , green on it ; put red on top ; add p
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from r1lab.data.streams import Draft, GeneratedProblems, Work, check_range
 from r1lab.types import Problem
@@ -61,13 +61,17 @@ _WORDS = {
 _NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight"}
 
 
-def _draw(
-    rng: random.Random, boxes: tuple[int, int], moves: tuple[int, int]
+def draw(
+    rng: random.Random,
+    boxes: tuple[int, int],
+    moves: tuple[int, int],
+    kinds: Sequence[str] = MOVES,
 ) -> tuple[Stack, list[Move]]:
+    """A stack and moves that it allows, of those kinds; both ranges include their ends."""
     start = tuple(rng.sample(COLOURS, rng.randint(*boxes)))
     stack, chosen = start, []
     for _ in range(rng.randint(*moves)):
-        options = [kind for kind in MOVES if _possible(kind, stack, boxes[1])]
+        options = [kind for kind in kinds if _possible(kind, stack, boxes[1])]
         kind = rng.choice(options)
         match kind:
             case "add":
@@ -93,16 +97,20 @@ def _possible(kind: str, stack: Stack, most: int) -> bool:
     return kind != "add" or len(stack) <= most
 
 
+def compact_question(start: Stack, moves: list[Move]) -> str:
+    """The question in the compact form, which decides its split in every form."""
+    laid = f"{start[0]} at bottom" + "".join(f" , {box} on it" for box in start[1:])
+    return SEPARATOR.join([laid, *(_COMPACT[kind].format(*names) for kind, *names in moves)])
+
+
 def _draft(start: Stack, moves: list[Move]) -> Draft:
     stack = start
     for move in moves:
         stack = apply_move(stack, move)
-    compact = [f"{start[0]} at bottom" + "".join(f" , {box} on it" for box in start[1:])]
-    compact += [_COMPACT[kind].format(*names) for kind, *names in moves]
     laid = f"{start[0]} at the bottom, " + ", ".join(f"{box} on it" for box in start[1:])
     told = "; ".join(_WORDS[kind].format(*names) for kind, *names in moves)
     return Draft(
-        question=SEPARATOR.join(compact),
+        question=compact_question(start, moves),
         answer=" ".join(stack),
         verifier="boxes",
         metadata={"start": list(start), "moves": [list(move) for move in moves]},
@@ -126,7 +134,7 @@ def load(
     check_range("moves", min_moves, max_moves, least=1, most=20)
 
     def make(rng: random.Random) -> Draft:
-        return _draft(*_draw(rng, (min_boxes, max_boxes), (min_moves, max_moves)))
+        return _draft(*draw(rng, (min_boxes, max_boxes), (min_moves, max_moves)))
 
     return GeneratedProblems("boxes", make, split=split, seed=seed, form=form)
 
@@ -166,6 +174,6 @@ def guess(problem: Problem, rng: random.Random) -> str:
 
 def drill(rng: random.Random) -> str:
     """One move on its own, as a fact."""
-    start, moves = _draw(rng, (3, 5), (1, 1))
+    start, moves = draw(rng, (3, 5), (1, 1))
     told = _COMPACT[moves[0][0]].format(*moves[0][1:])
     return f"{' '.join(start)} ; {told} : {' '.join(apply_move(start, moves[0]))}"

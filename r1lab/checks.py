@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
+from r1lab.curriculum import Curriculum
 from r1lab.hints import nearest, raised
 from r1lab.launch import check_launch, num_processes, process_rank
 from r1lab.model.files import QuickTokenizer, check_folder, check_vocabulary, quick_tokenizer
@@ -69,6 +70,8 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
     if grader is not None and grader.reward != PROBLEM_VERIFIER:
         load_reward(grader.reward, grader.options, key="watch.grader")
     train = load_mixture(recipe.problems, "train")
+    if recipe.problems.curriculum is not None:
+        Curriculum(train, recipe.problems.curriculum)
     first = [train[i] for i in range(_GENERATED)]
     evaluation = recipe.evaluation
     held_out = load_mixture(recipe.problems, "test", evaluation.seed).distinct(

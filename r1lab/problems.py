@@ -55,7 +55,7 @@ class ProblemMixture:
     ) -> None:
         if not streams or len(streams) != len(weights):
             raise ValueError(f"{len(streams)} streams for {len(weights)} weights")
-        self.streams = tuple(streams)
+        self.streams, self.weights = tuple(streams), tuple(weights)
         self.names = tuple(names) or ("",) * len(streams)
         self.seed = seed
         exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]

@@ -136,6 +136,14 @@ TEMPLATES = {
             "",
             answer_in="box",
         ),
+        # ChatML without a system's message, the form of Qwen's and SmolLM2's chat templates; the
+        # whole response is the answer, for questions that say so.
+        Template(
+            "chatml",
+            "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
+            "",
+            answer_in="whole",
+        ),
         # The question alone, for models that are to find the form by themselves.
         Template("plain", "{question}\n", ""),
     )

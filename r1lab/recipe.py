@@ -71,11 +71,34 @@ class SourceSettings(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="handed to load()")
 
 
+class CurriculumSettings(Section):
+    """Levels asked by how often they are solved (r1lab/curriculum.py; after arXiv 2501.12599)."""
+
+    by: Name = Field(
+        "source",
+        description="what makes a level: `source`, each entry of problems.sources, or a key of the "
+        "problems' metadata",
+    )
+    target: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="the pass rate p that is asked most; shares go with p^(2t) (1 - p)^(2 - 2t)",
+    )
+    window: Positive = Field(
+        8, le=10_000, description="steps over which a level's pass rate is taken"
+    )
+    min_share: Fraction = Field(0.05, description="of the questions, for every level")
+
+
 class ProblemSettings(Section):
     """What is asked, in training and in evaluation."""
 
     sources: tuple[SourceSettings, ...] = Field(
         min_length=1, description="streams of problems, mixed by their weights"
+    )
+    curriculum: CurriculumSettings | None = Field(
+        None, description="shares of levels in training by measured pass rates; null: by weight"
     )
     seed: Seed = Field(
         0, description="of the problem streams; held-out problems do not depend on it"

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from r1lab.curriculum import Curriculum
 from r1lab.hints import missing, nearest, raised
 from r1lab.problems import (
     FileProblems,
@@ -213,6 +214,12 @@ def load_mixture(
     ]
     weights = [source.weight for source in settings.sources]
     return ProblemMixture(streams, weights, seed, names=[s.source for s in settings.sources])
+
+
+def load_training(settings: ProblemSettings) -> ProblemMixture | Curriculum:
+    """What a run trains on: its mixture, or that by levels where the recipe has a curriculum."""
+    mixture = load_mixture(settings, "train")
+    return Curriculum(mixture, settings.curriculum) if settings.curriculum else mixture
 
 
 def _call_load(

@@ -122,10 +122,12 @@ def long_prompts(tokenizer: Any) -> list[tuple[int, ...]]:
     return list(itertools.islice(fitting, NUM_PROMPTS))
 
 
-def train(model: Any, tokenizer: Any, steps: int, rate: float, seed: int = 0) -> float:
-    """AdamW on solutions of the corpus, in place; the last loss."""
+def train(
+    model: Any, tokenizer: Any, steps: int, rate: float, seed: int = 0, rows: int = ROWS
+) -> float:
+    """AdamW on solutions of the corpus, `rows` a step, in place; the last loss."""
     optimizer = MasterAdamW(list(model.parameters()), learning_rate=rate, betas=(0.9, 0.95))
-    batches = solution_batches(tokenizer, seed)
+    batches = solution_batches(tokenizer, seed, rows)
     loss = torch.zeros(())
     for step in range(steps):
         ids, labels = next(batches)
@@ -136,15 +138,17 @@ def train(model: Any, tokenizer: Any, steps: int, rate: float, seed: int = 0) ->
     return float(loss.detach())
 
 
-def solution_batches(tokenizer: Any, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and labels [ROWS, T] of prompts with their solutions, padded on the right."""
+def solution_batches(
+    tokenizer: Any, seed: int, count: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and labels [count, T] of prompts with their solutions, padded on the right."""
     documents = iter(Corpus(SOLUTIONS, seed))
     while True:
         rows = [
             torch.tensor(
                 tokenizer(f"{d.prompt} {d.response}")["input_ids"] + [tokenizer.eos_token_id]
             )
-            for d in itertools.islice(documents, ROWS)
+            for d in itertools.islice(documents, count)
         ]
         pad = torch.nn.utils.rnn.pad_sequence
         yield (

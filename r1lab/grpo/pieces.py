@@ -14,7 +14,7 @@ from r1lab.model.shard import shard
 from r1lab.model.weights import base_model
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import SamplingRecipe, TrainRecipe
-from r1lab.registry import load_mixture
+from r1lab.registry import load_training
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import RolloutSource
 
@@ -57,7 +57,7 @@ def source_of(
 ) -> RolloutSource:
     """This process's stream of rollouts; `settings` in place of the recipe's sampling."""
     return RolloutSource(
-        load_mixture(recipe.problems, "train"),
+        load_training(recipe.problems),
         sampler,
         tokenizer,
         TEMPLATES[recipe.template],

@@ -86,6 +86,7 @@ def rl_step(
         **summarise(collected, verifiers, policy),
         **update_metrics(stats, algorithm),
         **updates[-1],
+        **observe_levels(collected, source, verifiers, policy),
     }
     metrics["skipped"] = sum(update["skipped"] for update in updates)
     metrics["sync_kl_bound"] = source.guard.bound(stats[0].num_tokens)
@@ -268,6 +269,32 @@ def summarise(
         "faults": total["faults"],
         "responses": total["responses"],
     }
+
+
+def observe_levels(
+    collected: Collected, source: RolloutSource, verifiers: Verifiers, policy: Policy
+) -> dict[str, float | None]:
+    """Tell the curriculum how the step's levels did, over all processes; its figures by level.
+
+    As `summarise`, over all that was sampled in the step; responses whose reward faulted or does
+    not apply count neither way.
+    """
+    curriculum = source.curriculum
+    if curriculum is None:
+        return {}
+    results = [
+        (
+            group.rollout.problem,
+            [
+                outcome.parts.get(verifiers.accuracy, 0.0) >= 1.0
+                for outcome in group.outcomes
+                if isinstance(outcome, Verdict) and outcome.score is not None
+            ],
+        )
+        for group in collected.judged
+    ]
+    counts = torch.tensor(curriculum.count(results), dtype=torch.float64)
+    return curriculum.observe(policy.sum_over_processes(counts).tolist())
 
 
 def _add_group(sums: dict[str, float], group: Scored, verifiers: Verifiers) -> None:

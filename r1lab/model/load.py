@@ -92,8 +92,9 @@ def load_model(
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"transformers has no causal language model for {config.model_type!r}")
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
-    mixture = getattr(config, "n_routed_experts", None) or getattr(config, "num_local_experts", 0)
-    if mixture and not torch.cuda.is_available():
+    counts = ("n_routed_experts", "num_local_experts", "num_experts")  # as families call it
+    is_mixture = any(getattr(config, name, None) for name in counts)
+    if is_mixture and not torch.cuda.is_available():
         options["experts_implementation"] = "eager"
     folder, weights = (None, source) if isinstance(source, dict) else (source, None)
     with _quietly():

@@ -84,6 +84,7 @@ def panels_of(
         ]), "groups whose answers all scored the same teach nothing", "share", low=0.0),
         Panel("groups", "Dynamic sampling", _collected(metrics),
               "groups of a step; what waits opens the next one", "count", low=0.0),
+        *_levels(metrics),
         _agreement(metrics),
         Panel("faults", "Faults and skipped updates", _troubled(metrics), "", "count", low=0.0),
         Panel("speed", "Throughput", _each(timings, [
@@ -93,6 +94,7 @@ def panels_of(
     ]  # fmt: skip
     shown = {name for panel in panels for name in _SHOWN.get(panel.id, ())}
     shown |= {figure_of(part) for part in (*parts, accuracy)} | {"step"}
+    shown |= {name for prefix in _LEVELS for name in _starting(metrics, prefix)}
     panels += _others(metrics, timings, shown)
     return [panel for panel in panels if any(_has_points(series) for series in panel.series)]
 
@@ -195,6 +197,29 @@ def _form(metrics: Sequence[Row], evals: Sequence[Row]) -> Panel:
     ]
     note = "shares of responses, held out"
     return Panel("form", "Form", series, note, "share", low=0.0, high=1.0)
+
+
+_LEVELS = {
+    "level_pass/": ("Pass rate by level", "training, the levels of the curriculum"),
+    "level_share/": ("Questions by level", "shares of a step, as the curriculum set them"),
+}  # fmt: skip
+
+
+def _levels(metrics: Sequence[Row]) -> list[Panel]:
+    """What a curriculum measured and chose; nothing where there is none."""
+    panels = []
+    for prefix, (title, note) in _LEVELS.items():
+        named = [
+            (key, key.removeprefix(prefix), _CYCLE[i % len(_CYCLE)])
+            for i, key in enumerate(_starting(metrics, prefix))
+        ]
+        series = _each(metrics, named)
+        panels.append(Panel(prefix.rstrip("/"), title, series, note, "share", low=0.0, high=1.0))
+    return panels
+
+
+def _starting(rows: Sequence[Row], prefix: str) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)))
 
 
 def _agreement(metrics: Sequence[Row]) -> Panel:

@@ -1,7 +1,8 @@
 """The stream of rollouts: draws questions, asks the sampler for groups, carries weights to it.
 
-What the source gives at a step depends on (seed, position, rank) and the weights alone, so a run
-that goes on from a saved position goes on with the same rollouts.
+What the source gives at a step depends on (seed, position, rank) and the weights alone (and on what
+its curriculum has counted, where it has one), so a run that goes on from a saved position goes on
+with the same rollouts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from r1lab.curriculum import Curriculum
 from r1lab.prompts import Template
 from r1lab.recipe import SamplingRecipe
 from r1lab.rollout.agreement import SyncGuard
@@ -79,7 +81,7 @@ class RolloutSource:
             )
         self.sampler = sampler
         self.guard = SyncGuard(max_sync_kl)
-        self._problems, self._tokenizer, self._template = problems, tokenizer, template
+        self.problems, self._tokenizer, self._template = problems, tokenizer, template
         self._settings = settings
         self._routed_experts = routed_experts
         self._rank, self._world_size, self._seed = rank, world_size, seed
@@ -93,6 +95,11 @@ class RolloutSource:
     def start(self, policy: Weights) -> None:
         """Give the sampler the policy's weights, whatever it was built with."""
         self.sync(policy)
+
+    @property
+    def curriculum(self) -> Curriculum | None:
+        """The problems, where their levels' shares move with what became of them."""
+        return self.problems if isinstance(self.problems, Curriculum) else None
 
     @property
     def share(self) -> int:
@@ -174,11 +181,13 @@ class RolloutSource:
         return encode_prompt(self._tokenizer, text)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, the groups that wait, and the floor that was measured."""
+        """Where the stream stands, the groups that wait, the floor that was measured, and what the
+        curriculum has counted."""
         return {
             "position": self._position,
             "waiting": [as_plain(group) for group in self.waiting],
             "guard": self.guard.state_dict(),
+            "curriculum": self.curriculum.state_dict() if self.curriculum else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,6 +195,8 @@ class RolloutSource:
         self._position = state["position"]
         self.waiting = tuple(from_plain(group) for group in state["waiting"])
         self.guard.load_state_dict(state["guard"])
+        if self.curriculum is not None and state.get("curriculum"):
+            self.curriculum.load_state_dict(state["curriculum"])
 
     def close(self) -> None:
         """Close the sampler."""
@@ -194,7 +205,7 @@ class RolloutSource:
     def _draw(self, count: int) -> Drawn:
         """The next `count` problems of this process, and their prompts."""
         drawn = range(self._position, self._position + count * self._world_size)
-        problems = [self._problems[index] for index in drawn[self._rank :: self._world_size]]
+        problems = [self.problems[index] for index in drawn[self._rank :: self._world_size]]
         return problems, [self.encode(self._template.prompt(p.question)) for p in problems]
 
     def _sample(self, prompts: Prompts, seed: int) -> list[tuple[Completion, ...]]:

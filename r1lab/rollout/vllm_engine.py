@@ -177,7 +177,7 @@ class VllmSampler:
         model = mends.model_of(self.llm)
         with _recorded_names(model) as loaded, torch.no_grad():
             mends.model_runner_of(self.llm).reload_weights(weights_iterator=iter(weights))
-        missing = sorted(mends.loadable_names(model) - loaded)
+        missing = mends.not_loaded(model, loaded)
         if missing:
             raise R1labError(
                 f"weight sync to version {version}: {len(missing)} of vLLM's weights were not sent "

@@ -180,6 +180,20 @@ def loadable_names(model: torch.nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters()} - derived
 
 
+def not_loaded(model: torch.nn.Module, reported: set[str]) -> list[str]:
+    """Which of `loadable_names` are missing from what `model.load_weights` reported, sorted.
+
+    The mixtures that load their experts through vLLM's runner (Qwen, Mixtral) report them without
+    the `routed_experts` that their parameters' names have.
+    """
+    found = {_without_runner(name) for name in reported}
+    return sorted(n for n in loadable_names(model) if _without_runner(n) not in found)
+
+
+def _without_runner(name: str) -> str:
+    return name.replace(".experts.routed_experts.", ".experts.")
+
+
 def model_of(llm: LLM) -> torch.nn.Module:
     """The model inside an engine that runs in process."""
     return model_runner_of(llm).get_model()

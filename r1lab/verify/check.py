@@ -71,10 +71,13 @@ class CheckReport:
 
 def respond(template: Template, answer: str | None, thinking: str = "I work it out.") -> Completion:
     """A response that a model could have written; without an answer part where `answer` is None."""
-    if template.answer_in != "tags":
-        said = "" if answer is None else answer
-        boxed = f"\\boxed{{{said}}}" if template.answer_in == "box" and answer is not None else said
+    if template.answer_in == "box":
+        boxed = "" if answer is None else f"\\boxed{{{answer}}}"
         return as_written(template, f"{thinking} {boxed}")
+    if template.answer_in == "whole":  # all behind the thinking is the answer
+        opened = f"{'' if THINK_OPEN in template.prefix else THINK_OPEN} {thinking}"
+        closed = opened if answer is None else f"{opened} {THINK_CLOSE} {answer}"
+        return as_written(template, closed)
     text = f" {thinking} {THINK_CLOSE}"
     if answer is not None:
         text += f" <answer> {answer} </answer>"

@@ -39,6 +39,7 @@ LEVELS = (
     ("r1lab.recipe",),
     ("r1lab.recipe_stages",),
     (
+        "r1lab.curriculum",
         "r1lab.launch",
         "r1lab.problems",
         "r1lab.recipe_errors",
@@ -121,6 +122,7 @@ LIGHT = (
     "r1lab.pipeline.plan",
     "r1lab.stages.rows",
     "r1lab.tasks",
+    "r1lab.curriculum",
     "r1lab.doctor.examine",
     "r1lab.estimate.recipe",
     "r1lab.estimate.table",
