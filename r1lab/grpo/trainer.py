@@ -33,6 +33,7 @@ from r1lab.report.progress import Progress
 from r1lab.rollout.build import sampler_of
 from r1lab.rollout.restart import RestartingSampler
 from r1lab.rollout.source import RolloutSource
+from r1lab.rollout.weights_folder import new_run
 from r1lab.run_folder import RunFolder
 from r1lab.types import Interrupted, R1labError, RunStopped, Scored
 from r1lab.verify import IsolatedRunner, Verifiers
@@ -170,8 +171,20 @@ class Run:
             self.keeper.say(f"the sampler's engine died ({cause}); starting it anew, once")
             self.folder.log_event("sampler restarted", step=self.step, cause=cause)
 
+        def say_server(text: str) -> None:
+            self.keeper.say(text)
+            self.folder.log_event("sampler server", step=self.step, text=text)
+
+        run = self._gather([new_run()])[0]
         sampler = RestartingSampler(
-            lambda: sampler_of(self.recipe, base_folder, self.tokenizer),
+            lambda: sampler_of(
+                self.recipe,
+                base_folder,
+                self.tokenizer,
+                rank=self.rank,
+                run=run,
+                on_event=say_server,
+            ),
             self.policy,
             can_restart=self.accelerator.num_processes == 1,
             on_restart=say_restart,

@@ -91,6 +91,7 @@ LEVELS = (
         "r1lab.cli_report",
         "r1lab.cli_reproduce",
         "r1lab.cli_rewards",
+        "r1lab.cli_server",
     ),
     ("r1lab.__main__",),
 )
@@ -104,6 +105,7 @@ LIGHT = (
     "r1lab.cli_doctor",
     "r1lab.cli_preflight",
     "r1lab.cli_rewards",
+    "r1lab.cli_server",
     "r1lab.cli_estimate",
     "r1lab.doctor.examine",
     "r1lab.estimate.recipe",
@@ -126,6 +128,7 @@ LIGHT = (
     "r1lab.registry",
     "r1lab.report.paper",
     "r1lab.rollout.limits",
+    "r1lab.rollout.server_facts",
     "r1lab.run_folder",
     "r1lab.scaffold",
     "r1lab.tables",
