@@ -136,6 +136,12 @@ class SamplingRecipe(Section):
     server_patience: float = Field(
         900.0, gt=0, le=10**6, description="seconds that all servers may be away before a run stops"
     )
+    max_lag: NonNegative = Field(
+        0,
+        le=16,
+        description="steps that sampling runs ahead of training: the samples of a step come from "
+        "weights that many steps old; 0: from the step's own",
+    )
     questions_per_step: Positive = Field(32, le=100_000, description="P, over all processes")
     group_size: int = Field(16, ge=2, le=10_000, description="G completions of each question")
     temperature: float = Field(1.0, ge=0.01, le=100)
@@ -298,6 +304,17 @@ class TrainRecipe(Section):
             raise ValueError(
                 f"sampling.cap_raise.after_step: {cap_raise.after_step} is never reached in "
                 f"{self.steps} steps"
+            )
+        if self.sampling.max_lag and self.algorithm.correction == "none":
+            raise ValueError(
+                f"sampling.max_lag: {self.sampling.max_lag} trains on samples of earlier weights, "
+                "which algorithm.correction must put right; set that to token_truncate"
+            )
+        if self.sampling.max_lag and self.algorithm.dynamic_sampling:
+            raise ValueError(
+                f"sampling.max_lag: {self.sampling.max_lag} is not possible with "
+                "algorithm.dynamic_sampling, whose left-over groups would be older than that; "
+                "set one of the two to 0 or false"
             )
         if self.sampling.engine == "server" and self.algorithm.router_replay == "sampler":
             raise ValueError(

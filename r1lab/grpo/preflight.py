@@ -45,7 +45,7 @@ def _look(recipe: TrainRecipe) -> Prospects:
     set_seed(recipe.seed)
     template, world = TEMPLATES[recipe.template], accelerator.num_processes
     groups = max(NUM_GROUPS // world, 1) * world
-    settings = recipe.sampling.model_copy(update={"questions_per_step": groups})
+    settings = recipe.sampling.model_copy(update={"questions_per_step": groups, "max_lag": 0})
     policy, tokenizer, folder = load_policy(recipe, accelerator)
     run = gather_object([new_run()])[0] if world > 1 else new_run()
     sampler = sampler_of(recipe, folder, tokenizer, rank=accelerator.process_index, run=run)

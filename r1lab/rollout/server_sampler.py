@@ -87,7 +87,8 @@ class ServerSampler:
         self._settings, self._rank, self._seed, self._calls = servers, rank, seed, 0
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens(tokenizer, Path(model_folder))
-        self._say = on_event
+        self.sends_beside = servers.transfer == "folder"
+        self._say, self._closed = on_event, False
         self._away: set[str] = set()  # servers that were lost, and not heard of since
         self.version = 0
         self._token = run or new_run()
@@ -129,25 +130,31 @@ class ServerSampler:
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See `Sampler.sync`. A server that is away meanwhile gets them when it is back."""
+        self.publish(weights, version)
+        self.take_over(version)
+
+    def publish(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Send the weights on their way: into the folder, or (NCCL) to the servers at once."""
+        if self._folder is not None:
+            self._folder.write(weights, version)
+            return
+        kept = list(weights) if len(self._transfers) > 1 else weights
+        for transfer in self._transfers:
+            transfer.send(kept, version)
         if self._rank > 0:
-            for _ in weights:  # gathering sharded ones takes all processes
+            for _ in kept:  # gathering sharded ones takes all processes
                 pass
-            self._run, self.version = self._token, version
-            return
-        if self._transfers:
-            kept = list(weights) if len(self._transfers) > 1 else weights
-            for transfer in self._transfers:
-                transfer.send(kept, version)
-            self._run, self.version = self._token, version
-            return
-        assert self._folder is not None
-        self._folder.write(weights, version)
+
+    def take_over(self, version: int) -> None:
+        """Have all servers sample under a published version; earlier ones are then deleted."""
         self._run, self.version = self._token, version
-        self._each(self._servers, self._load)
-        self._folder.keep_only(version)
+        if self._folder is not None:
+            self._each(self._servers, self._load)
+            self._folder.drop_before(version)
 
     def close(self) -> None:
         """See `Sampler.close`; the servers go on."""
+        self._closed = True
         for server in self._servers:
             server.close()
         if self._folder is not None:
@@ -215,7 +222,7 @@ class ServerSampler:
         there = list(self._servers)
         waited_since: float | None = None
         pause = 0.5
-        while missing:
+        while missing and not self._closed:
             lost = []
             for item in self._round(self._deal(sorted(missing), there), ask):
                 if isinstance(item, _Answer):
@@ -326,8 +333,11 @@ class ServerSampler:
             )
         if self._folder is not None:
             self._load(server)
-        elif self._rank == 0:  # RestartingSampler begins again, and sends them
-            raise RuntimeError(f"{server.url} was started anew")
+        elif self._rank == 0:
+            raise MachineFault(
+                f"sampling.servers: {server.url} was started anew, which ends a transfer of "
+                "weights by NCCL; the run is saved up to its last step"
+            )
 
     def _each(self, servers: Sequence[SamplerServer], do: Callable[[SamplerServer], None]) -> None:
         """Do it for all servers at once; those that are lost are left for later."""

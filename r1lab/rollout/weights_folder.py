@@ -58,7 +58,7 @@ class WeightsFolder:
         return word
 
     def write(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> Path:
-        """Write a version whole; it stays beside the older ones until `keep_only`."""
+        """Write a version whole; it stays beside the older ones until `drop_before`."""
         target, temporary = self._own / f"version-{version}", self._own / "being-written"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -73,10 +73,10 @@ class WeightsFolder:
         _sync(self._own)
         return target
 
-    def keep_only(self, version: int) -> None:
-        """Delete all other versions, once no server needs them."""
+    def drop_before(self, version: int) -> None:
+        """Delete the versions before this one, once no server needs them."""
         for path in self._own.glob("version-*"):
-            if path.name != f"version-{version}":
+            if int(path.name.removeprefix("version-")) < version:
                 shutil.rmtree(path)
 
     def remove(self) -> None:
