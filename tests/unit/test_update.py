@@ -129,11 +129,11 @@ def test_stale_sequences_are_held_against_the_sampler() -> None:
     # A correction weighs the way from the sampler by itself, stale or not: the ratio begins at 1.
     assert torch.equal(old_logprobs(micro, logp, corrected=True), logp)
     algorithm = AlgorithmSettings(correction="token_truncate", correction_high=2.0)
-    loss, stats = micro_loss(micro, logp, torch.zeros_like(logp), algorithm)
+    loss, _ = micro_loss(micro, logp, torch.zeros_like(logp), algorithm)
     weights = (logp - micro.logp_sampler).exp().clamp(max=2.0)
     spread = micro.advantages.repeat_interleave(micro.completion_lens)
     torch.testing.assert_close(loss, -(weights * spread).sum() / micro.denominator)
-    assert 0 < float(stats.means()["correction_cut"]) < 1
+    assert (weights - 1).abs().max() > 1e-3
     # Agreement of sampler and trainer is judged on what was sampled under these weights.
     stats = policy.gather_gradient(batch, AlgorithmSettings())
     assert stats.num_tokens == int((~stale).sum())
