@@ -113,11 +113,11 @@ class ServerSampler:
     ) -> list[tuple[Completion, ...]]:
         """See `Sampler.generate`; raises MachineFault where no server comes back in time."""
         groups: list[tuple[Completion, ...]] = [()] * len(prompts)
-        for index, group in self.stream(prompts, settings, template=template):
+        for index, group in self.as_they_come(prompts, settings, template=template):
             groups[index] = group
         return groups
 
-    def stream(
+    def as_they_come(
         self, prompts: Sequence[tuple[int, ...]], settings: Settings, *, template: Template
     ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
         """The groups of `generate` with their places, as they are done."""

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from r1lab.cli import main
 from r1lab.data.corpus import Corpus, Dials
 from r1lab.model.load import load_base
 from r1lab.model.weights import checkpoint_weights
@@ -31,6 +32,7 @@ from r1lab.rollout.server_facts import KEY_VARIABLE
 from r1lab.rollout.server_sampler import Servers, ServerSampler
 from r1lab.rollout.source import encode_prompt
 from r1lab.rollout.weights_folder import find_version, new_run
+from r1lab.run_folder import RunFolder
 from r1lab.types import MachineFault, R1labError, RecipeError, SamplingSettings
 
 ROOT = Path(__file__).parents[2]
@@ -229,20 +231,49 @@ def test_another_runs_weights_are_an_error(world: World):
     world.sync(5)
 
 
-def test_a_run_over_the_server(world: World, tmp_path):
-    done = r1lab(
-        "train", "quickstart", f"--output={tmp_path / 'run'}", "--sampling.engine=server",
-        "--sampling.servers", f"[{world.server.url}]",
-        f"--sampling.weights_folder={world.server.folder}", "--model.dtype=float32",
-        "--steps=2", "--sampling.questions_per_step=4", "--sampling.group_size=4",
-        "--evaluation.num_problems=8", "--evaluation.num_samples=2", "--evaluation.every=0",
-        "--sampling.max_tokens=48",
+def test_questions_of_a_lost_server_go_to_the_others(world: World):
+    """Two addresses of the one server stand for two."""
+    two = world.connect(urls=(world.server.url, world.server.url.replace("127.0.0.1", "localhost")))
+    two.sync(checkpoint_weights(world.model), 0)
+    both = two.generate(world.prompts, SETTINGS, template=PLAIN)
+    gone = SamplerServer(f"http://127.0.0.1:{free_port()}", KEY)
+    two._servers[1] = gone
+    two.sync(checkpoint_weights(world.model), 1)  # to those that are there
+    one = two.generate(world.prompts, SETTINGS, template=PLAIN)
+    assert {c.weight_version for group in one for c in group} == {1}
+    assert any(gone.url in text and "asking again" in text for text in world.said)
+    # Who answers makes no difference.
+    pairs = [(a, b) for x, y in zip(both, one, strict=True) for a, b in zip(x, y, strict=True)]
+    assert sum(a.token_ids == b.token_ids for a, b in pairs) > 0.95 * len(pairs)
+    two.close()
+    world.sync(6)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_run_over_the_server(world: World, tmp_path, monkeypatch, lag: int):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    code = main(
+        [
+            "train", "quickstart", f"--output={tmp_path / 'run'}", "--sampling.engine=server",
+            "--sampling.servers", f"[{world.server.url}]",
+            f"--sampling.weights_folder={world.server.folder}", "--model.dtype=float32",
+            "--steps=3", "--sampling.questions_per_step=4", "--sampling.group_size=8",
+            "--evaluation.num_problems=4", "--evaluation.num_samples=2", "--evaluation.every=2",
+            "--evaluation.greedy=false", "--sampling.max_tokens=48", "--problems.check_gold=0",
+            "--algorithm.correction=token_truncate", f"--sampling.max_lag={lag}",
+            "--tracking.trackers=[]",
+        ]
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    metrics = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in metrics] == [1, 2]
-    assert all(line["sync_kl"] < 1e-5 for line in metrics if line["sync_kl"] is not None)
-    assert any(line["grad_norm"] > 0 for line in metrics)
+    assert code == 0
+    run = RunFolder(tmp_path / "run")
+    steps = run.metrics()
+    assert [line["lag_max"] for line in steps] == [0, lag, lag]
+    assert any(line["grad_norm"] > 0 for line in steps)
+    measured = [line["sync_kl"] for line in steps if line["sync_kl"] is not None]
+    assert measured and max(measured) < 1e-5
+    if lag:  # the policy has moved since, and the correction knows
+        assert len(measured) == 3 and abs(steps[2]["correction"] - 1) > 1e-6
+    assert [line["weight_version"] for line in run.evals()] == [0, 2, 3]
     world.sync(6)
 
 
@@ -250,6 +281,26 @@ def r1lab(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, KEY_VARIABLE: KEY, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "r1lab", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+def test_the_transfer_by_nccl_fits_vllms_interface():
+    """All that can be tried of it without two GPUs."""
+    from vllm.distributed.weight_transfer.base import ParamMeta, VLLMWeightSyncClient
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    from r1lab.rollout import weight_transfer
+
+    source = weight_transfer._source()
+    source.describe([("w", torch.ones(2, 3))])
+    assert source.metadata() == [ParamMeta("w", torch.float32, (2, 3))]
+    assert source.groups() == [["w"]]
+    server: Any = None
+    assert isinstance(weight_transfer._Client(server, "", 0), VLLMWeightSyncClient)
+    info = NCCLTrainerInitInfo(master_address="", master_port=1, world_size=2, rank=0)
+    assert info.backend == "nccl"
+    if not torch.cuda.is_available():
+        with pytest.raises(RecipeError, match="goes from GPU to GPU, and this machine has none"):
+            weight_transfer.Transfer(server, "")
 
 
 # --- wrong worlds ------------------------------------------------------------------------------
@@ -360,7 +411,7 @@ def test_killed_in_the_middle_it_comes_back_with_the_current_weights(world: Worl
     server = world.server.process.pid
     children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
     groups = {}
-    stream = world.sampler.stream(world.prompts, SETTINGS, template=PLAIN)
+    stream = world.sampler.as_they_come(world.prompts, SETTINGS, template=PLAIN)
     place, group = next(stream)
     groups[place] = group
     world.server.kill()
