@@ -12,7 +12,6 @@ rounding: whom a server samples together depends on the clock.
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1lab.model.load import end_tokens, load_config
 from r1lab.prompts import Template
-from r1lab.rollout.sampler import as_completion
+from r1lab.rollout.sampler import as_completion, seed_of
 from r1lab.rollout.server_client import Line, SamplerServer, ServerLost
 from r1lab.rollout.server_facts import BASE, difference, shape_of, vocabulary_of
 from r1lab.rollout.weights_folder import WeightsFolder, new_run
@@ -395,6 +394,5 @@ class _Ask:
 
 
 def _seed(*parts: int) -> int:
-    """A seed that depends on the parts alone, with room above it for the members of a group."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
+    """`seed_of`, with room above it for the members of a group: vLLM counts on from it."""
+    return seed_of(*parts) >> 1
