@@ -88,6 +88,7 @@ class AheadSource(RolloutSource):
         self._lag = self._settings.max_lag
         self._work: Work = Beside() if isinstance(self.sampler, Publishing) else InTurn()
         self._batches: deque[_Batch] = deque()
+        self._published = -1
         self._probed: Future[list[Rollout]] | None = None
 
     def next(self, version: int) -> list[Rollout]:
@@ -112,6 +113,9 @@ class AheadSource(RolloutSource):
         """Send the policy's weights; the sampler takes them after what it was asked before."""
         version, sampler = policy.version, self.sampler
         if isinstance(sampler, Publishing) and sampler.sends_beside:
+            if version == self._published:  # others under the same number: none may be read now
+                self.settle()
+            self._published = version
             sampler.publish(policy.checkpoint_weights(), version)
             self._work.do(lambda: sampler.take_over(version))
         else:

@@ -249,6 +249,8 @@ class ServerSampler:
                     )
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+        if missing:
+            raise MachineFault("sampling.servers: the sampler was closed while it was asked")
 
     def _deal(
         self, questions: Iterable[int], there: Sequence[SamplerServer]
