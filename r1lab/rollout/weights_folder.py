@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 2 * 2**30
 _MANIFEST = "manifest.json"
 _RUN = re.compile(r"[0-9a-f]{16}")
-_SECONDS_TO_APPEAR = 20.0
+_SECONDS_TO_APPEAR = 10.0
 
 
 class WeightsFolder:
