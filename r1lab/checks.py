@@ -61,6 +61,8 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
     if not dry_run:
         check_installed("torch")
         check_engine(recipe.sampling.engine)
+        if recipe.sampling.engine == "server" and recipe.sampling.weights_folder is not None:
+            check_shared_folder(Path(recipe.sampling.weights_folder))
     for index, reward in enumerate(recipe.rewards):
         if reward.reward != PROBLEM_VERIFIER:
             load_reward(reward.reward, reward.options, key=f"rewards.{index}")
@@ -170,6 +172,20 @@ def _check_enough(train: ProblemMixture, rows: list[Problem], world: int) -> Non
         raise RecipeError(
             f"problems.sources: {len(rows)} problems to train on cannot be shared by {world} "
             "processes; add problems, or launch fewer (--num_processes)"
+        )
+
+
+def check_shared_folder(folder: Path) -> None:
+    """Refuse a folder that weights cannot go through; raises RecipeError."""
+    if not folder.is_dir():
+        raise RecipeError(
+            f"sampling.weights_folder: {str(folder)!r} is no folder; make it, on a disk that the "
+            "trainer and all servers share"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RecipeError(
+            f"sampling.weights_folder: {str(folder)!r} cannot be written to; name another, or mend "
+            "its permissions"
         )
 
 

@@ -31,6 +31,7 @@ from r1lab import (
 from r1lab.cli_doctor import add_doctor_options, doctor
 from r1lab.cli_estimate import add_estimate_options, estimate, print_brief
 from r1lab.cli_preflight import preflight
+from r1lab.cli_server import add_server_options, serve_sampler
 from r1lab.cli_types import Parser, whole
 from r1lab.launch import process_rank
 from r1lab.pages import with_page
@@ -193,6 +194,11 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "new", cli_rewards.new, "write a reward of your own, to begin with"
     )
     cli_rewards.add_new_options(new)
+
+    server = _add_command(
+        commands, "serve-sampler", serve_sampler, "serve a model that samples for training runs"
+    )
+    add_server_options(server)
 
     examine = _add_command(
         commands, "doctor", doctor, "say what this machine has and can do, and how to mend it"

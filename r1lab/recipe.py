@@ -20,6 +20,7 @@ from r1lab.recipe_section import (
     RunName,
     Section,
     Seed,
+    ServerUrl,
 )
 from r1lab.recipe_watch import WatchSettings
 
@@ -143,8 +144,28 @@ class CapRaise(Section):
 class SamplingRecipe(Section):
     """How rollouts are drawn."""
 
-    engine: Literal["vllm", "transformers"] = Field(
-        "vllm", description="`transformers` is slow and always there; never chosen silently"
+    engine: Literal["vllm", "transformers", "server"] = Field(
+        "vllm",
+        description="in process: vllm, or transformers, slow and always there; server: those that "
+        "`servers` names. Never chosen silently",
+    )
+    servers: tuple[ServerUrl, ...] = Field(
+        (), description="addresses (http://HOST:PORT) of what `r1lab serve-sampler` started"
+    )
+    weights_folder: Name | None = Field(
+        None, description="that trainer and servers share: weights go to the servers through it"
+    )
+    weight_transfer: Literal["folder", "nccl"] = Field(
+        "folder", description="nccl: from GPU to GPU, by vLLM's own weight transfer"
+    )
+    server_patience: float = Field(
+        900.0, gt=0, le=10**6, description="seconds that all servers may be away before a run stops"
+    )
+    max_lag: NonNegative = Field(
+        0,
+        le=16,
+        description="steps that sampling runs ahead of training: the samples of a step come from "
+        "weights that many steps old; 0: from the step's own",
     )
     questions_per_step: Positive = Field(32, le=100_000, description="P, over all processes")
     group_size: int = Field(16, ge=2, le=10_000, description="G completions of each question")
@@ -163,6 +184,25 @@ class SamplingRecipe(Section):
         1.0, gt=0, le=10_000, description="vLLM's cache on the CPU, per process"
     )
     gpu_memory_utilization: float = Field(0.45, gt=0, lt=1, description="vLLM's share of a GPU")
+
+    @model_validator(mode="after")
+    def _servers_are_named(self) -> SamplingRecipe:
+        if self.engine != "server":
+            if self.servers:
+                raise ValueError(
+                    f"servers: named, and engine is {self.engine!r}; set engine to server, or take "
+                    "them out"
+                )
+            return self
+        if not self.servers:
+            raise ValueError("servers: engine 'server' needs the address of one at least")
+        if len(set(self.servers)) < len(self.servers):
+            raise ValueError("servers: one is named twice")
+        if self.weight_transfer == "folder" and self.weights_folder is None:
+            raise ValueError(
+                "weights_folder: missing; name a folder that this machine and the servers share"
+            )
+        return self
 
     @model_validator(mode="after")
     def _is_a_raise(self) -> SamplingRecipe:
@@ -296,6 +336,22 @@ class TrainRecipe(Section):
             raise ValueError(
                 f"sampling.cap_raise.after_step: {cap_raise.after_step} is never reached in "
                 f"{self.steps} steps"
+            )
+        if self.sampling.max_lag and self.algorithm.correction == "none":
+            raise ValueError(
+                f"sampling.max_lag: {self.sampling.max_lag} trains on samples of earlier weights, "
+                "which algorithm.correction must put right; set that to token_truncate"
+            )
+        if self.sampling.max_lag and self.algorithm.dynamic_sampling:
+            raise ValueError(
+                f"sampling.max_lag: {self.sampling.max_lag} is not possible with "
+                "algorithm.dynamic_sampling, whose left-over groups would be older than that; "
+                "set one of the two to 0 or false"
+            )
+        if self.sampling.engine == "server" and self.algorithm.router_replay == "sampler":
+            raise ValueError(
+                "algorithm.router_replay: 'sampler' is not possible with sampling.engine server; "
+                "take 'old' or 'none'"
             )
         if self.sampling.questions_per_step < self.algorithm.num_minibatches:
             raise ValueError(

@@ -31,6 +31,14 @@ Name = Annotated[str, AfterValidator(_nameable)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)]
 
 
+def _address(text: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s@?#]+/?", text):
+        raise ValueError(f"{text!r} is not the address of a server; write http://HOST:PORT")
+    return text.rstrip("/")
+
+
+ServerUrl = Annotated[str, AfterValidator(_address)]
+
 # What weights are computed in; `auto` is settled when a recipe is read, and never leaves it.
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float32"],

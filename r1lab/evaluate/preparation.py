@@ -221,7 +221,9 @@ class Preparation:
         if self.target.is_server:
             return "server"
         recipe = self.target.recipe
-        return self.options.engine or (recipe.sampling.engine if recipe else "vllm")
+        trained_with = recipe.sampling.engine if recipe else "vllm"
+        # Servers sample for runs; a model's folder is asked in process.
+        return self.options.engine or ("vllm" if trained_with == "server" else trained_with)
 
 
 def shown_prompt(suite: Prepared) -> str:

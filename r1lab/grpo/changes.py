@@ -14,7 +14,8 @@ from r1lab.types import RecipeError
 HARMLESS = re.compile(
     r"name|output|resume|steps|tracking\b.*|checkpoints\b.*|watch\b.*|evaluation\.every"
     r"|problems\.check_gold|reward_workers|max_fault_share|rewards\.\d+\.(seconds|memory_mib|isolate)"
-    r"|model\.attention|sampling\.(kv_cache_gib|gpu_memory_utilization)"
+    r"|model\.attention|sampling\.(kv_cache_gib|gpu_memory_utilization|servers|weights_folder"
+    r"|weight_transfer|server_patience)\b.*"
     r"|algorithm\.(tokens_per_microbatch|max_sync_kl|max_skipped)"
 )
 

@@ -23,7 +23,7 @@ def micro_loss(
     micro: MicroBatch, logp: Tensor, entropy: Tensor, algorithm: AlgorithmSettings
 ) -> tuple[Tensor, LossStats]:
     """`policy_loss` of a micro-batch; logp and entropy [M] as the current policy has them."""
-    logp_old = old_logprobs(micro, logp)
+    logp_old = old_logprobs(micro, logp, corrected=algorithm.correction != "none")
     return policy_loss(
         logp, logp_old, micro.advantages, micro.completion_lens,
         loss=algorithm.loss, denominator=micro.denominator, options=loss_options(algorithm),
@@ -48,14 +48,17 @@ def loss_options(algorithm: AlgorithmSettings) -> LossOptions:
     )
 
 
-def old_logprobs(micro: MicroBatch, logp: Tensor) -> Tensor:
-    """[M]: under the weights that sampled, as the ratio wants it.
+def old_logprobs(micro: MicroBatch, logp: Tensor, *, corrected: bool = False) -> Tensor:
+    """[M]: under the weights that the step began with, as the ratio wants it.
 
-    That is `logp` itself on the first update, what was remembered on later ones, and the sampler's
-    for sequences that were drawn under earlier weights, which the trainer no longer has.
+    That is `logp` itself on the first update, what was remembered on later ones. Sequences that
+    were drawn under earlier weights have the sampler's in its place, so that the ratio goes all the
+    way and the clip bounds it; not so where a correction is on (`corrected`): it weighs the way
+    from the sampler to the step's beginning by itself, and the ratio goes from there (the decoupled
+    objective of Hilton et al., arXiv 2110.00641, and AReaL, arXiv 2505.24298).
     """
     old = logp.detach() if micro.logp_old is None else micro.logp_old
-    if micro.logp_sampler is None:
+    if micro.logp_sampler is None or corrected:
         return old
     stale = spread(micro.stale, micro.completion_lens, logp.numel())
     return torch.where(stale, micro.logp_sampler, old)

@@ -15,6 +15,7 @@ from r1lab.model.weights import base_model
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import SamplingRecipe, TrainRecipe
 from r1lab.registry import load_training
+from r1lab.rollout.ahead import AheadSource
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import RolloutSource
 
@@ -56,12 +57,14 @@ def source_of(
     settings: SamplingRecipe | None = None,
 ) -> RolloutSource:
     """This process's stream of rollouts; `settings` in place of the recipe's sampling."""
-    return RolloutSource(
+    settings = settings or recipe.sampling
+    stream = AheadSource if settings.max_lag else RolloutSource
+    return stream(
         load_training(recipe.problems),
         sampler,
         tokenizer,
         TEMPLATES[recipe.template],
-        settings or recipe.sampling,
+        settings,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         seed=recipe.seed,

@@ -13,6 +13,7 @@ from r1lab.grpo.prospects import Agreement, Limits, Prospects, judge_prospects
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
 from r1lab.rollout.build import sampler_of
+from r1lab.rollout.weights_folder import new_run
 from r1lab.run_folder import RunFolder
 from r1lab.verify import IsolatedRunner, Verifiers
 
@@ -44,9 +45,10 @@ def _look(recipe: TrainRecipe) -> Prospects:
     set_seed(recipe.seed)
     template, world = TEMPLATES[recipe.template], accelerator.num_processes
     groups = max(NUM_GROUPS // world, 1) * world
-    settings = recipe.sampling.model_copy(update={"questions_per_step": groups})
+    settings = recipe.sampling.model_copy(update={"questions_per_step": groups, "max_lag": 0})
     policy, tokenizer, folder = load_policy(recipe, accelerator)
-    sampler = sampler_of(recipe, folder, tokenizer)
+    run = gather_object([new_run()])[0] if world > 1 else new_run()
+    sampler = sampler_of(recipe, folder, tokenizer, rank=accelerator.process_index, run=run)
     source = source_of(recipe, sampler, tokenizer, accelerator, settings)
     try:
         with IsolatedRunner(recipe.reward_workers) as runner:

@@ -19,6 +19,8 @@ from r1lab.rollout.source import RolloutSource
 from r1lab.types import Batch, Completion, Fault, RunStopped, Scored, Verdict
 from r1lab.verify import Verifiers
 
+_LONGEST_LAG = 32  # steps; recipes allow less
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -66,9 +68,9 @@ def rl_step(
         for minibatch in minibatches(policy, policy.remember(batch, algorithm), recipe):
             stats.append(policy.gather_gradient(minibatch, algorithm))  # log-probs, loss, clip
             if len(stats) == 1:
-                # The first gradient is taken under the very weights that sampled: agreement of
-                # sampler and trainer is judged here, before anything is changed by it.
-                rechecked = source.check_agreement(
+                # The first gradient is taken under the weights that the sampler holds: agreement
+                # of the two is judged here, before anything is changed by it.
+                agreement = source.check_agreement(
                     stats[0].sync_kl, stats[0].num_tokens, policy.sampler_gap
                 )
             updates.append(
@@ -89,8 +91,9 @@ def rl_step(
         **observe_levels(collected, source, verifiers, policy),
     }
     metrics["skipped"] = sum(update["skipped"] for update in updates)
-    metrics["sync_kl_bound"] = source.guard.bound(stats[0].num_tokens)
-    metrics["sync_kl_rechecked"] = rechecked
+    metrics["sync_kl"], metrics["sync_kl_tokens"] = agreement.kl, float(agreement.num_tokens)
+    metrics["sync_kl_bound"] = source.guard.bound(agreement.num_tokens)
+    metrics["sync_kl_rechecked"] = agreement.rechecked
     return StepResult(collected.judged, metrics, clock.seconds)
 
 
@@ -219,9 +222,7 @@ def update_metrics(
         "correction": mean("correction") if corrected else None,
         "correction_cut": mean("correction_cut") if corrected else None,
         "gradient_tokens": tokens,
-        "sync_kl": stats[0].sync_kl,
         "sync_kl_uncapped": stats[0].sync_kl_uncapped,
-        "sync_kl_tokens": float(stats[0].num_tokens),
     }
 
 
@@ -252,6 +253,8 @@ def summarise(
 
     total["wrong"] = total["scored"] - total["right"]
     return {
+        # The step is over, and its version the one before.
+        **lag_metrics(collected.groups, policy.version - 1, policy.sum_over_processes),
         "reward": share("reward", "scored"),
         **{
             figure: share(f"part/{name}", f"count/{name}")
@@ -295,6 +298,27 @@ def observe_levels(
     ]
     counts = torch.tensor(curriculum.count(results), dtype=torch.float64)
     return curriculum.observe(policy.sum_over_processes(counts).tolist())
+
+
+def lag_metrics(
+    groups: Sequence[Scored], version: int, sum_over_processes: SumOverProcesses
+) -> dict[str, float | None]:
+    """How many steps older than `version` the weights were that sampled what is trained on.
+
+    `lag` the mean over responses, `lag_max` the most; None where there is no response.
+    """
+    counts = torch.zeros(_LONGEST_LAG + 1, dtype=torch.float64)
+    for group in groups:
+        for completion in group.rollout.completions:
+            counts[min(version - completion.weight_version, _LONGEST_LAG)] += 1
+    counts = sum_over_processes(counts)
+    if not counts.sum():
+        return {"lag": None, "lag_max": None}
+    lags = torch.arange(len(counts), dtype=torch.float64, device=counts.device)
+    return {
+        "lag": float((lags * counts).sum() / counts.sum()),
+        "lag_max": float(lags[counts > 0].max()),
+    }
 
 
 def _add_group(sums: dict[str, float], group: Scored, verifiers: Verifiers) -> None:

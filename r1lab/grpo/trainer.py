@@ -33,7 +33,9 @@ from r1lab.registry import load_mixture
 from r1lab.report.progress import Progress
 from r1lab.rollout.build import sampler_of
 from r1lab.rollout.restart import RestartingSampler
+from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import RolloutSource
+from r1lab.rollout.weights_folder import new_run
 from r1lab.run_folder import RunFolder
 from r1lab.types import Interrupted, R1labError, RunStopped, Scored
 from r1lab.verify import IsolatedRunner, Verifiers
@@ -172,12 +174,28 @@ class Run:
             self.keeper.say(f"the sampler's engine died ({cause}); starting it anew, once")
             self.folder.log_event("sampler restarted", step=self.step, cause=cause)
 
-        sampler = RestartingSampler(
-            lambda: sampler_of(self.recipe, base_folder, self.tokenizer),
-            self.policy,
-            can_restart=self.accelerator.num_processes == 1,
-            on_restart=say_restart,
-        )
+        def say_server(text: str) -> None:
+            self.keeper.say(text)
+            self.folder.log_event("sampler server", step=self.step, text=text)
+
+        run = self._gather([new_run()])[0]
+
+        def build() -> Sampler:
+            return sampler_of(
+                self.recipe, base_folder, self.tokenizer,
+                rank=self.rank, run=run, on_event=say_server,
+            )  # fmt: skip
+
+        sampler: Sampler
+        if self.recipe.sampling.engine == "server":
+            sampler = build()  # servers that go and come back are its own matter
+        else:
+            sampler = RestartingSampler(
+                build,
+                self.policy,
+                can_restart=self.accelerator.num_processes == 1,
+                on_restart=say_restart,
+            )
         return source_of(self.recipe, sampler, self.tokenizer, self.accelerator)
 
     # --- the loop ------------------------------------------------------------------------------
@@ -250,6 +268,7 @@ class Run:
         share = self.held_out[self.rank :: self.accelerator.num_processes]
         settings = self.recipe.evaluation
         max_tokens = self.recipe.sampling.max_tokens_after(self.step)
+        self.source.settle()
         asked = ask(
             self.source.sampler, share, self.verifiers, encode=self.source.encode,
             template=self.template, settings=settings, max_tokens=max_tokens, greedy=greedy,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from r1lab.rollout.sampler import Sampler
 from r1lab.types import RecipeError
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from r1lab.recipe import TrainRecipe
     from r1lab.rollout.vllm_engine import Attention
 
-ENGINES = ("vllm", "transformers")
+ENGINES = ("vllm", "transformers", "server")
 
 
 def build_sampler(
@@ -37,9 +39,13 @@ def build_sampler(
 
     Nothing is put in an engine's place when it is missing: raises RecipeError. `kv_cache_gib`,
     `gpu_memory_utilization`, `attention` and `routed_experts` (whether experts will be asked for)
-    are vLLM's alone.
+    are vLLM's alone. Servers are named by a recipe: `sampler_of`.
     """
     check_engine(engine)
+    if engine == "server":
+        raise RecipeError(
+            "sampling.engine: 'server' samples for training runs alone; take vllm or transformers"
+        )
     if engine == "transformers":
         from r1lab.rollout.hf_sampler import TransformersSampler
 
@@ -73,9 +79,19 @@ def sampler_of(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int = 0,
+    rank: int = 0,
+    run: str = "",
+    on_event: Callable[[str], None] = lambda text: None,
 ) -> Sampler:
-    """The sampler of a run: `build_sampler` with the recipe's settings."""
+    """The sampler of a run: `build_sampler` with the recipe's settings, or over its servers.
+
+    `rank`, `run` and `on_event` are for servers: see `ServerSampler`.
+    """
     sampling = recipe.sampling
+    if sampling.engine == "server":
+        return _server_sampler(
+            recipe, model_folder, tokenizer, seed=seed, rank=rank, run=run, on_event=on_event
+        )
     return build_sampler(
         sampling.engine,
         model_folder,
@@ -89,6 +105,29 @@ def sampler_of(
     )
 
 
+def _server_sampler(
+    recipe: TrainRecipe,
+    model_folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    **options: Any,
+) -> Sampler:
+    from r1lab.rollout.server_facts import KEY_VARIABLE
+    from r1lab.rollout.server_sampler import Servers, ServerSampler
+
+    sampling = recipe.sampling
+    servers = Servers(
+        sampling.servers,
+        os.environ.get(KEY_VARIABLE),
+        sampling.weights_folder,
+        sampling.weight_transfer,
+        sampling.server_patience,
+    )
+    return ServerSampler(
+        servers, model_folder, tokenizer, dtype=recipe.model.dtype,
+        max_model_len=sampling.max_model_len, **options,
+    )  # fmt: skip
+
+
 def check_engine(engine: str) -> None:
     """Refuse an engine that is unknown or not installed, without importing it."""
     if engine not in ENGINES:
@@ -100,3 +139,5 @@ def check_engine(engine: str) -> None:
             "sampling.engine: 'vllm' is not installed; pip install 'r1lab[cpu]' (or 'r1lab[gpu]'), "
             "or set sampling.engine to 'transformers' (slower)"
         )
+    if engine == "server" and find_spec("httpx") is None:
+        raise RecipeError("sampling.engine: 'server' needs httpx; pip install 'r1lab[train]'")

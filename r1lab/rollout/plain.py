@@ -10,23 +10,33 @@ from r1lab.types import Completion, Fault, Outcome, Problem, Rollout, Scored, Ve
 
 def as_plain(group: Scored) -> dict[str, Any]:
     """The group in dicts, lists, strings, numbers and tensors."""
-    rollout = group.rollout
+    outcomes = [_plain_outcome(outcome) for outcome in group.outcomes]
+    return {**rollout_as_plain(group.rollout), "outcomes": outcomes}
+
+
+def rollout_as_plain(rollout: Rollout) -> dict[str, Any]:
+    """The same of a group that is not scored yet."""
     return {
         "problem": {**_values(rollout.problem), "metadata": dict(rollout.problem.metadata)},
         "prompt": rollout.prompt_token_ids,
         "completions": [_values(completion) for completion in rollout.completions],
-        "outcomes": [_plain_outcome(outcome) for outcome in group.outcomes],
     }
 
 
 def from_plain(state: dict[str, Any]) -> Scored:
     """The group that `as_plain` took apart."""
-    rollout = Rollout(
+    return Scored(
+        rollout_from_plain(state), tuple(_outcome(values) for values in state["outcomes"])
+    )
+
+
+def rollout_from_plain(state: dict[str, Any]) -> Rollout:
+    """The group that `rollout_as_plain` took apart."""
+    return Rollout(
         Problem(**state["problem"]),
         tuple(state["prompt"]),
         tuple(Completion(**values) for values in state["completions"]),
     )
-    return Scored(rollout, tuple(_outcome(values) for values in state["outcomes"]))
 
 
 def _values(record: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ with the same rollouts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1lab.curriculum import Curriculum
@@ -35,6 +36,18 @@ if TYPE_CHECKING:
 
 Drawn = tuple[list[Problem], list[tuple[int, ...]]]  # problems and their prompts
 Measure = Callable[[list[Rollout]], tuple[float | None, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A step's k3 estimate of KL(sampler, trainer), None where nothing told; the tokens behind it.
+
+    `rechecked` is a second estimate, from fresh samples, taken where the first passed the bound.
+    """
+
+    kl: float | None
+    num_tokens: int
+    rechecked: float | None = None
 
 
 class Problems(Protocol):
@@ -113,7 +126,7 @@ class RolloutSource:
         self._check_fit(problems, prompts)
         groups = self._sample(prompts, seed_of(self._seed, self._position, self._rank))
         self._position += self.share * self._world_size
-        return _as_rollouts(problems, prompts, groups)
+        return as_rollouts(problems, prompts, groups)
 
     def stream(self, version: int) -> RolloutStream:
         """Groups of as many of the next questions as are asked for, one by one as they finish.
@@ -146,7 +159,7 @@ class RolloutSource:
         """Groups of the questions that come next, without moving on: for measurements."""
         problems, prompts = self._draw(self.share)
         groups = self._sample(prompts, seed_of(self._seed, self._position, self._rank, 2))
-        return _as_rollouts(problems, prompts, groups)
+        return as_rollouts(problems, prompts, groups)
 
     def check_fit(self, problems: Sequence[Problem]) -> None:
         """Refuse prompts that leave no room for a response; raises RecipeError."""
@@ -157,7 +170,10 @@ class RolloutSource:
         """Carry the policy's weights to the sampler; exact when it returns."""
         self.sampler.sync(policy.checkpoint_weights(), policy.version)
 
-    def check_agreement(self, kl: float | None, num_tokens: int, measure: Measure) -> float | None:
+    def settle(self) -> None:
+        """Wait until the sampler holds the weights of the last sync, and rests."""
+
+    def check_agreement(self, kl: float | None, num_tokens: int, measure: Measure) -> Agreement:
         """Hold the k3 estimate over this step's own tokens against the bound; may stop the run.
 
         Rounding that moves a token to another expert moves the rest of its response too, and late
@@ -165,16 +181,14 @@ class RolloutSource:
         `SyncGuard.bound` can know. An estimate past the bound is therefore taken once more, from
         fresh samples of all the step's questions: `measure` gives (KL, tokens) of rollouts over
         all processes. Stale weights pass the bound again; a run of bad luck does not.
-
-        Returns that second estimate, None where the first one held.
         """
         if self.guard.holds(kl, num_tokens):
-            return None
+            return Agreement(kl, num_tokens)
         groups = self._sample(self._prompts, seed_of(self._seed, self._position, self._rank, 1))
-        rollouts = _as_rollouts(self._problems_of_step, self._prompts, groups)
-        kl, num_tokens = measure(rollouts)
-        self.guard.check(kl, num_tokens, self.sampler.version)
-        return kl
+        rollouts = as_rollouts(self._problems_of_step, self._prompts, groups)
+        again, num_again = measure(rollouts)
+        self.guard.check(again, num_again, self.sampler.version)
+        return Agreement(kl, num_tokens, again)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of a prompt, here and in evaluation."""
@@ -208,15 +222,19 @@ class RolloutSource:
         problems = [self.problems[index] for index in drawn[self._rank :: self._world_size]]
         return problems, [self.encode(self._template.prompt(p.question)) for p in problems]
 
-    def _sample(self, prompts: Prompts, seed: int) -> list[tuple[Completion, ...]]:
-        return self.sampler.generate(prompts, self._sampling(seed), template=self._template)
+    def _sample(
+        self, prompts: Prompts, seed: int, at_most: int | None = None
+    ) -> list[tuple[Completion, ...]]:
+        settings = self._sampling(seed, at_most)
+        return self.sampler.generate(prompts, settings, template=self._template)
 
-    def _sampling(self, seed: int) -> SamplingSettings:
+    def _sampling(self, seed: int, at_most: int | None = None) -> SamplingSettings:
+        max_tokens = self._settings.max_tokens_after(self.sampler.version)
         return SamplingSettings(
             num_samples=self._settings.group_size,
             temperature=self._settings.temperature,
             top_p=self._settings.top_p,
-            max_tokens=self._settings.max_tokens_after(self.sampler.version),
+            max_tokens=min(max_tokens, at_most or max_tokens),
             logprobs=True,
             routed_experts=self._routed_experts,
             seed=seed,
@@ -265,13 +283,15 @@ def dealt_out(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
     return {
         **states[0],
         "position": -(-furthest // world_size) * world_size,  # a multiple of it, rounded up
+        "ahead": [],  # of batches that were shared otherwise
         "waiting": waiting[rank::world_size],
     }
 
 
-def _as_rollouts(
+def as_rollouts(
     problems: Sequence[Problem], prompts: Prompts, groups: Sequence[tuple[Completion, ...]]
 ) -> list[Rollout]:
+    """The problems with the prompts they were asked with and their groups."""
     return [
         Rollout(problem, prompt, group)
         for problem, prompt, group in zip(problems, prompts, groups, strict=True)

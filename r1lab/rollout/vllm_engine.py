@@ -7,8 +7,7 @@ own engine. What vLLM's CPU build gets wrong is mended in `vllm_mends`.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from uuid import uuid4
@@ -22,6 +21,7 @@ from r1lab.prompts import Template
 from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.sampler import as_completion
 from r1lab.rollout.vllm_facts import MLA_KERNEL_SHAPE, fits_mla_kernel
+from r1lab.rollout.vllm_reload import load_weights
 from r1lab.rollout.vllm_start import explained_start
 from r1lab.rollout.vllm_stream import RandomStream, VllmStream
 from r1lab.types import Completion, FinishReason, R1labError, RecipeError, SamplingSettings
@@ -174,16 +174,8 @@ class VllmSampler:
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See `Sampler.sync`; raises R1labError when weights are missing or do not fit."""
         self._end_stream()
-        model = mends.model_of(self.llm)
-        with _recorded_names(model) as loaded, torch.no_grad():
-            mends.model_runner_of(self.llm).reload_weights(weights_iterator=iter(weights))
-        missing = mends.not_loaded(model, loaded)
-        if missing:
-            raise R1labError(
-                f"weight sync to version {version}: {len(missing)} of vLLM's weights were not sent "
-                f"({', '.join(missing[:3])}, ...); send every weight under its checkpoint name"
-            )
-        mends.after_reload(self.llm)
+        load_weights(mends.model_runner_of(self.llm), weights, version)
+        mends.drop_prefix_cache(self.llm)
         self.version = version
 
     def close(self) -> None:
@@ -277,21 +269,3 @@ def choose_attention(config: PretrainedConfig, attention: Attention) -> None:
             )
         kernel = attention == "mla" or (attention == "auto" and fits)
         os.environ["VLLM_MLA_DISABLE"] = "0" if kernel else "1"
-
-
-@contextmanager
-def _recorded_names(model: Any) -> Iterator[set[str]]:
-    """The names of the parameters that `model.load_weights` reports as loaded, while inside."""
-    original = model.load_weights
-    loaded: set[str] = set()
-
-    def load_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        names = original(weights)
-        loaded.update(names)
-        return names
-
-    model.load_weights = load_weights
-    try:
-        yield loaded
-    finally:
-        del model.load_weights

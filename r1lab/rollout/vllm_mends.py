@@ -26,11 +26,10 @@ def before_build() -> None:
     mend_rotary_embedding()
 
 
-def after_reload(llm: LLM) -> None:
-    """What must follow each `reload_weights`."""
-    repack_experts(llm)
-    repack_tied_head(llm)
-    drop_prefix_cache(llm)
+def after_reload(model: torch.nn.Module) -> None:
+    """What must follow each `reload_weights` of a worker; the engine then drops its cache."""
+    repack_experts(model)
+    repack_tied_head(model)
 
 
 def mend_rotary_embedding() -> None:
@@ -57,20 +56,19 @@ def mend_rotary_embedding() -> None:
     RotaryEmbedding.forward_cpu = forward_cpu
 
 
-def repack_experts(llm: LLM) -> None:
+def repack_experts(model: torch.nn.Module) -> None:
     """The CPU's expert kernel reads packed weights, and vLLM packs them on the first load only.
 
     After a reload the unpacked weights would be read as packed ones, without an error.
     """
-    for module in model_of(llm).modules():
+    for module in model.modules():
         kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
         if kernel is not None and next(module.parameters()).device.type == "cpu":
             kernel.fused_experts.process_weights_after_loading(module)
 
 
-def repack_tied_head(llm: LLM) -> None:
+def repack_tied_head(model: Any) -> None:
     """A tied `lm_head` keeps its own packed copy on the CPU, which a reload leaves stale."""
-    model = model_of(llm)
     head = getattr(model, "lm_head", None)
     if not getattr(model.config, "tie_word_embeddings", False) or head is None:
         return

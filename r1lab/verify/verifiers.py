@@ -21,7 +21,7 @@ TAKEN = frozenset({
     "gradient_tokens", "grad_norm", "learning_rate", "sync_kl", "sync_kl_uncapped",
     "skipped", "sync_kl_tokens", "sync_kl_bound", "sync_kl_rechecked",
     "grader_score", "grader_gap", "grader_responses", "kl_old", "kl_ref", "correction",
-    "correction_cut", "groups", "groups_waiting", "groups_thrown_away",
+    "correction_cut", "groups", "groups_waiting", "groups_thrown_away", "lag", "lag_max",
 })  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def test_experts_are_read_as_packed_after_a_reload(nano: Rig, without):
     nano.sync()  # the very same weights
     kl, _ = nano.kl()
     assert kl > WRONG
-    mends.repack_experts(nano.sampler.llm)
+    mends.repack_experts(mends.model_of(nano.sampler.llm))
 
 
 def test_the_repacked_experts_are_right(nano: Rig):

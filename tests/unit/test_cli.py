@@ -51,6 +51,11 @@ OPTIONS = {
         *("--debug", "--gpus", "--help", "--json", "--layout", "--mean-tokens", "--price"),
         *("-h", "RECIPE"),
     ],
+    "serve-sampler": [
+        *("--debug", "--dtype", "--gpu-memory-utilization", "--help", "--host"),
+        *("--kv-cache-gib", "--max-model-len", "--max-num-seqs", "--port", "--seed"),
+        *("--tensor-parallel-size", "--transfer", "--vllm", "--weights-folder", "-h", "MODEL"),
+    ],
     "doctor": ["--debug", "--help", "--json", "-h"],
     "quickstart": ["--debug", "--dry-run", "--help", "-h"],
     "completion": ["--debug", "--help", "-h", "SHELL"],

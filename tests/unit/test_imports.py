@@ -102,6 +102,7 @@ LEVELS = (
         "r1lab.cli_rewards",
         "r1lab.cli_start",
         "r1lab.cli_stages",
+        "r1lab.cli_server",
     ),
     ("r1lab.__main__",),
 )
@@ -117,6 +118,7 @@ LIGHT = (
     "r1lab.cli_preflight",
     "r1lab.cli_rewards",
     "r1lab.cli_start",
+    "r1lab.cli_server",
     "r1lab.cli_estimate",
     "r1lab.cli_stages",
     "r1lab.pipeline.plan",
@@ -148,6 +150,7 @@ LIGHT = (
     "r1lab.registry",
     "r1lab.report.paper",
     "r1lab.rollout.limits",
+    "r1lab.rollout.server_facts",
     "r1lab.run_folder",
     "r1lab.scaffold",
     "r1lab.tables",

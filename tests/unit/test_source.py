@@ -13,7 +13,7 @@ from r1lab.recipe import CapRaise, SamplingRecipe
 from r1lab.rollout.build import build_sampler, check_engine
 from r1lab.rollout.restart import RestartingSampler
 from r1lab.rollout.sampler import BatchStream, stream_of
-from r1lab.rollout.source import RolloutSource, encode_prompt
+from r1lab.rollout.source import Agreement, RolloutSource, encode_prompt
 from r1lab.types import Completion, Problem, RecipeError, RunStopped, SamplingSettings
 
 
@@ -212,7 +212,7 @@ def test_a_step_that_streams_is_measured_again_on_the_questions_it_began_with():
         assert asked(rollouts) == ["0", "1"]
         return 1e-4, 1000
 
-    assert stream.check_agreement(2e-3, 1000, again) == 1e-4
+    assert stream.check_agreement(2e-3, 1000, again).rechecked == 1e-4
     with pytest.raises(RunStopped, match="holds weight version 0 and the trainer is at 1"):
         stream.stream(1)
 
@@ -277,7 +277,7 @@ def test_weights_travel_with_their_version_and_a_missed_sync_stops_the_run():
 def test_disagreement_stops_the_run_when_fresh_samples_confirm_it():
     stream = source(max_sync_kl=1e-3)
     drawn = stream.next(0)
-    assert stream.check_agreement(5e-4, 1000, unasked) is None
+    assert stream.check_agreement(5e-4, 1000, unasked) == Agreement(5e-4, 1000)
     measured = []
 
     def measure(kl):
@@ -288,7 +288,8 @@ def test_disagreement_stops_the_run_when_fresh_samples_confirm_it():
         return again
 
     # Bad luck: the run goes on.
-    assert stream.check_agreement(2e-3, 1000, measure(3e-4)) == 3e-4
+    taken = stream.check_agreement(2e-3, 1000, measure(3e-4))
+    assert taken == Agreement(2e-3, 1000, rechecked=3e-4)
     with pytest.raises(RunStopped, match=r"KL 0\.004 .*algorithm\.max_sync_kl"):
         stream.check_agreement(2e-3, 1000, measure(4e-3))
     for rollouts in measured:

@@ -15,7 +15,7 @@ from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM
 
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.batch import microbatches, pack, split
-from r1lab.grpo.micro_loss import old_logprobs
+from r1lab.grpo.micro_loss import micro_loss, old_logprobs
 from r1lab.grpo.policy import Policy
 from r1lab.grpo.step import minibatches
 from r1lab.model.adapters import add_lora
@@ -126,6 +126,14 @@ def test_stale_sequences_are_held_against_the_sampler() -> None:
     stale = micro.stale.repeat_interleave(micro.completion_lens)
     assert torch.equal(old[stale], micro.logp_sampler[stale])
     assert torch.equal(old[~stale], logp[~stale])
+    # A correction weighs the way from the sampler by itself, stale or not: the ratio begins at 1.
+    assert torch.equal(old_logprobs(micro, logp, corrected=True), logp)
+    algorithm = AlgorithmSettings(correction="token_truncate", correction_high=2.0)
+    loss, _ = micro_loss(micro, logp, torch.zeros_like(logp), algorithm)
+    weights = (logp - micro.logp_sampler).exp().clamp(max=2.0)
+    spread = micro.advantages.repeat_interleave(micro.completion_lens)
+    torch.testing.assert_close(loss, -(weights * spread).sum() / micro.denominator)
+    assert (weights - 1).abs().max() > 1e-3
     # Agreement of sampler and trainer is judged on what was sampled under these weights.
     stats = policy.gather_gradient(batch, AlgorithmSettings())
     assert stats.num_tokens == int((~stale).sum())
