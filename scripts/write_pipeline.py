@@ -1,4 +1,4 @@
-"""docs/r1-pipeline.json and the tables of docs/r1-pipeline.md from finished pipelines.
+"""The tables of docs/r1-pipeline.md, and r1-pipeline.json beside it, from finished pipelines.
 
     python scripts/write_pipeline.py runs/r1/nano runs/r1/nano-1 runs/r1/nano-2
     python scripts/write_pipeline.py            # the page again, from the committed JSON
