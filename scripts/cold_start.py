@@ -1,10 +1,10 @@
 """A short cold start: solved problems of a recipe, so that its base answers in the form asked.
 
-    python scripts/cold_start.py RECIPE BASE FOLDER [--num 320] [--sources 0 1]
+    python scripts/cold_start.py RECIPE BASE FOLDER [--num 64] [--sources 0 1]
 
 A base that never gives a readable right answer has nothing to be rewarded for. DeepSeek-R1
 (arXiv 2501.12948, section 3) therefore begins with supervised training on a few thousand examples;
-here some hundreds of question and gold answer, behind the recipe's template, each seen once, with
+here some tens of question and gold answer, behind the recipe's template, each seen once, with
 the loss on the answer and the end of sequence alone. Problems are of the train split, far along the
 streams, so that a run asks others; held-out ones are never touched. The last line is one JSON
 object: the loss on the first and on the last tenth of the examples, each taken before it is trained
@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("recipe", help="a shipped recipe or a path")
     parser.add_argument("base", help="in the place of the recipe's model.path")
     parser.add_argument("folder", type=Path, help="a new folder for the trained base")
-    parser.add_argument("--num", type=int, default=320, help="examples (320)")
-    parser.add_argument("--batch", type=int, default=8, help="examples of an update (8)")
+    parser.add_argument("--num", type=int, default=64, help="examples (64)")
+    parser.add_argument("--batch", type=int, default=4, help="examples of an update (4)")
     parser.add_argument("--rate", type=float, default=5e-5, help="learning rate, falling to 0")
     parser.add_argument("--sources", type=int, nargs="+", metavar="N",
                         help="only these of problems.sources, counted from 0")  # fmt: skip
