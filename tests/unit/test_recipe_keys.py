@@ -23,7 +23,7 @@ def test_every_key_has_a_type_and_a_meaning(schema):
         ("reward_workers", "null", "whole number above 0 to 1,024 or null"),
         ("optimizer.beta1", "0.9", "number from 0 below 1"),
         ("algorithm.importance_level", "null", "token, sequence or null"),
-        ("sampling.engine", "'vllm'", "vllm, transformers"),
+        ("checkpoints.keep", "2", "whole number above 0"),
         ("evaluation.greedy", "true", "true or false"),
         ("problems.sources", "required", "list of sections"),
         ("problems.sources.0.options", "{}", "mapping"),
