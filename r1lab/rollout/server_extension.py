@@ -12,17 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.vllm_reload import load_weights
+from r1lab.rollout.vllm_worker import MendedWorker  # on import, before the model is built
 from r1lab.rollout.weights_folder import read_weights
 from r1lab.types import R1labError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class WorkerExtension:
+class WorkerExtension(MendedWorker):
     """Methods that a server calls in every worker (vLLM mixes them into the worker's class)."""
 
     model_runner: Any  # the worker's
@@ -46,13 +45,4 @@ def _die_with_the_server() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _run_uncompiled() -> None:
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():  # see vllm_mends.run_uncompiled
-        torch.compiler.set_stance("force_eager")
-
-
 _die_with_the_server()
-mends.before_build()
-_run_uncompiled()

@@ -6,10 +6,13 @@ it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import ipaddress
 import json
+import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -108,6 +111,37 @@ def difference(server: Facts, *, shape: Mapping[str, Any], vocabulary: str, dtyp
         start = "--weights-folder FOLDER" if transfer == "folder" else f"--transfer {transfer}"
         return f"it takes no weights by {transfer!r}; start it with {start}"
     return None
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address without a key that others can reach, and a port that is not to be had.
+
+    Cheap, before anything heavy. Raises R1labError.
+    """
+    if not is_loopback(host) and not os.environ.get(KEY_VARIABLE):
+        raise R1labError(
+            f"--host: {host} lets other machines in; set {KEY_VARIABLE} to a secret here and for "
+            "those who ask, or take 127.0.0.1"
+        )
+    if port > 65535:
+        raise R1labError(f"--port: {port} is none; take one up to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise taken(host, port) from None
+            raise R1labError(f"--host, --port: {host}:{port}: {error.strerror}") from None
+
+
+def taken(host: str, port: int) -> R1labError:
+    """What is said of a port that something else listens on."""
+    return R1labError(
+        f"--port: {port} is taken by another process on {host}; take another port, or end what "
+        "listens there"
+    )
 
 
 def is_loopback(host: str | None) -> bool:

@@ -21,7 +21,7 @@ def load_weights(runner: Any, weights: Iterable[tuple[str, torch.Tensor]], versi
     model = runner.get_model()
     with _recorded_names(model) as loaded, torch.no_grad():
         runner.reload_weights(weights_iterator=iter(weights))
-    missing = sorted(mends.loadable_names(model) - loaded)
+    missing = mends.not_loaded(model, loaded)
     if missing:
         raise R1labError(
             f"weight sync to version {version}: {len(missing)} of vLLM's weights were not sent "

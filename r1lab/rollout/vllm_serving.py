@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1lab.rollout.server_facts import KEY_VARIABLE
 from r1lab.rollout.vllm_engine import choose_attention
 from r1lab.rollout.vllm_facts import installed_build
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 EXTENSION = "r1lab.rollout.vllm_worker.MendedWorker"
 GUARD = "r1lab.rollout.vllm_serving.KeyGuard"
-KEY_VARIABLE = "R1LAB_SERVER_KEY"
 PLUGIN, PARSER = "r1lab.rollout.vllm_thinking", "r1lab"
 
 
@@ -46,20 +46,24 @@ def serve_vllm(argv: Sequence[str]) -> None:
 
 def engine_arguments(
     folder: Path, config: PretrainedConfig, *, dtype: str, max_model_len: int | None,
-    kv_cache_gib: float, gpu_memory_utilization: float,
+    kv_cache_gib: float, gpu_memory_utilization: float, tensor_parallel_size: int = 1,
 ) -> list[str]:  # fmt: skip
     """What an engine needs here: the arguments of `vllm serve`, the environment set to match."""
     choose_attention(config, "auto")
     longest = max_model_len or config.max_position_embeddings
-    arguments = ["--model", str(folder), "--dtype", dtype, "--max-model-len", str(longest)]
+    arguments = [
+        "--model", str(folder), "--dtype", dtype, "--max-model-len", str(longest),
+        "--tensor-parallel-size", str(tensor_parallel_size),
+    ]  # fmt: skip
     build = installed_build()
     if build is None or build.device != "cpu":
         return [*arguments, "--gpu-memory-utilization", str(gpu_memory_utilization)]
-    # The worker in the engine's process: one process less that imports everything.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if tensor_parallel_size == 1:
+        # The worker in the engine's process: one process less that imports everything.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        arguments += ["--distributed-executor-backend", "uni"]
     return [
-        *arguments, "--distributed-executor-backend", "uni",
-        "--enforce-eager", "--kv-cache-memory-bytes", str(int(kv_cache_gib * 2**30)),
+        *arguments, "--enforce-eager", "--kv-cache-memory-bytes", str(int(kv_cache_gib * 2**30)),
         # A request with a seed of its own fails there when its prompt is split over two steps.
         "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(4096, longest)),
     ]  # fmt: skip

@@ -6,10 +6,7 @@ thinking and content come apart by a reasoning parser.
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -17,9 +14,9 @@ from importlib.util import find_spec
 from r1lab.evaluate.target import Target
 from r1lab.model.load import load_config
 from r1lab.recipe import ModelSettings
+from r1lab.rollout.server_facts import KEY_VARIABLE, check_address
 from r1lab.rollout.vllm_serving import (
     GUARD,
-    KEY_VARIABLE,
     PARSER,
     PLUGIN,
     engine_arguments,
@@ -56,7 +53,7 @@ def serve(target: Target, options: ServeOptions, say: Callable[[str], None]) -> 
         raise R1labError(f"{target.path} is served already; give a model")
     if find_spec("vllm") is None:
         raise R1labError("vLLM is not installed here; pip install 'r1lab[cpu]' (or 'r1lab[gpu]')")
-    _check_address(options)
+    check_address(options.host, options.port)
     folder = exported(target, template=options.template)
     name = options.name or target.label
     arguments = [
@@ -82,35 +79,3 @@ def serve(target: Target, options: ServeOptions, say: Callable[[str], None]) -> 
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     serve_vllm([*arguments, *options.more])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is that of this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_address(options: ServeOptions) -> None:
-    """Before anything heavy: a server that anyone can reach has a key, and the port is free."""
-    if not is_loopback(options.host) and not os.environ.get(KEY_VARIABLE):
-        raise R1labError(
-            f"--host: {options.host} lets other machines in; set {KEY_VARIABLE} to a secret "
-            "(or --key-file), which clients send as their API key, or take 127.0.0.1"
-        )
-    if options.port > 65535:
-        raise R1labError(f"--port: {options.port} is none; take one up to 65535")
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((options.host, options.port))
-        except OSError as error:
-            taken = error.errno == errno.EADDRINUSE
-            reason = "another process listens there" if taken else error.strerror
-            raise R1labError(
-                f"--host, --port: {options.host}:{options.port}: {reason}; take another"
-            ) from None

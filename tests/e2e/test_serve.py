@@ -256,4 +256,4 @@ def test_a_port_that_is_taken_is_said(capsys) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert main(["serve", "nano", "--port", str(taken.getsockname()[1])]) == 2
-    assert "another process listens there" in capsys.readouterr().err
+    assert "is taken by another process" in capsys.readouterr().err

@@ -138,6 +138,8 @@ def test_sampling_helpers_are_compiled(bench: Bench, shipped, monkeypatch):
 
 def test_building_an_engine_disturbs_the_process(bench: Bench, shipped, monkeypatch):
     bench.clear()
+    torch.manual_seed(5)  # not the state that an engine, which seeds with 0, leaves behind
+    random.seed(5)
     before = torch.set_num_threads, torch.get_rng_state(), random.getstate()
     with monkeypatch.context() as fault:
         fault.setattr(mends, "process_state_kept", nullcontext)

@@ -77,7 +77,7 @@ def test_the_command_leaves_a_base_that_answers(recipe: Path, tmp_path: Path, mo
     monkeypatch.setattr(sys, "argv", ["cold_start.py", *arguments, "--sources", "1"])
     cold_start.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert figures["examples"] == 400 and figures["updates"] == 50
+    assert figures["examples"] == 400 and figures["updates"] == 100
     assert figures["loss_last"] < 0.2 < figures["loss_first"]
     model = tiny.LlamaForCausalLM.from_pretrained(tmp_path / "cold")
     tokenizer = tiny.tokenizer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -148,7 +149,7 @@ run_tasks([task], jobs=1, threads=1, say=print)
     started = tmp_path / "started"
     while not (started.exists() and started.read_text()):
         time.sleep(0.05)
-    driver.send_signal(2)
+    driver.send_signal(signal.SIGTERM)  # SIGINT is ignored by what a shell runs in the background
     assert driver.wait(60) != 0
     child = Path(f"/proc/{started.read_text()}")
     assert not child.exists() or "Z" in (child / "stat").read_text()
