@@ -271,6 +271,7 @@ def test_without_vllm(base):
     assert "sampling.engine" in line and "'vllm'" in line and "transformers" in line
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("size", "expected"),
     [

@@ -13,6 +13,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_step.py"
 
 
+@pytest.mark.long
 def test_both_sides_on_small_work() -> None:
     command = [sys.executable, str(SCRIPT), "--quick", "--base", "nano", "--tail", "long_tailed"]
     command += ["--parts", "end_to_end", "update", "gradient", "sampling"]

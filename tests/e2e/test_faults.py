@@ -186,6 +186,7 @@ def test_a_signal_in_an_update_waits_for_its_end(run, tmp_path, whole, monkeypat
     assert weights(tmp_path / "run") == weights(whole)
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays_whole(
     tmp_path, rewards, repository, whole
 ):
@@ -341,6 +342,7 @@ def limited(repository, folder, limit: str, *more: str, **settings):
     )
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_run_and_what_was_saved_stays_whole(
     tmp_path, rewards, repository, whole
 ):
@@ -425,6 +427,7 @@ def with_killer(tmp_path, repository, folder, at, base="nano", **options):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_an_engine_that_dies_is_started_anew_and_the_run_is_the_same(tmp_path, repository):
     whole = with_killer(tmp_path, repository, tmp_path / "whole", at=0)
     died = with_killer(tmp_path, repository, tmp_path / "died", at=12)  # at the end of step 1
@@ -434,6 +437,7 @@ def test_an_engine_that_dies_is_started_anew_and_the_run_is_the_same(tmp_path, r
     assert metrics(tmp_path / "died") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_an_engine_that_cannot_be_started_anew_ends_the_run(tmp_path, repository):
     base = tmp_path / "base"
     shutil.copytree(repository / "data" / "models" / "nano", base)

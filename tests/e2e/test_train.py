@@ -156,6 +156,7 @@ def test_a_run_of_one_process_goes_on_in_two_with_its_model_in_shards(whole_run,
     assert files == {"rank-0.pt", "rank-1.pt", "model", "manifest.json"}
 
 
+@pytest.mark.long
 def test_two_processes_train_shards_and_one_goes_on(tmp_path):
     """Shares that are unequal after dynamic sampling; a checkpoint of shards in one process."""
     settings = ("--algorithm.dynamic_sampling=true", "--optimizer.schedule=constant")
@@ -225,6 +226,7 @@ def test_every_piece_of_state_resumes_exactly(tmp_path):
     assert lines(cut) == steps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["repack_experts", "mend_rotary_embedding"])
 def test_a_sampler_that_keeps_old_state_stops_the_run(tmp_path, fault):
     """The whole loop, with one mend of the sync left out: stopped in one line, exit code 4."""

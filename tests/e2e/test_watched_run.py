@@ -22,6 +22,8 @@ BLIND = """
 import sys
 from r1lab.cli import main
 from r1lab.grpo.lookout import Lookout
+
+import pytest
 Lookout.at_start = Lookout.see = lambda self, what: None
 Lookout.grade = lambda self, scored: {}
 sys.exit(main())
@@ -44,6 +46,7 @@ def events(folder, kind):
     return [event for event in lines(folder, "events.jsonl") if event["event"] == kind]
 
 
+@pytest.mark.long
 def test_watching_and_grading_change_nothing(tmp_path):
     """metrics.jsonl bit for bit, but for the grader's own figures."""
     watched = train(
@@ -64,6 +67,7 @@ def test_watching_and_grading_change_nothing(tmp_path):
     assert prospects["can_learn"] and prospects["figures"]["responses"] == 16
 
 
+@pytest.mark.long
 def test_an_alarm_stops_a_run_which_can_go_on(tmp_path):
     settings = (
         "--sampling.max_tokens=6", "--watch.truncation={steps: 2, stop: true}",
