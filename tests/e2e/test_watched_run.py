@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from r1lab.grpo.grader import FIGURES
 from r1lab.verify.verifiers import TAKEN
 
@@ -22,8 +24,6 @@ BLIND = """
 import sys
 from r1lab.cli import main
 from r1lab.grpo.lookout import Lookout
-
-import pytest
 Lookout.at_start = Lookout.see = lambda self, what: None
 Lookout.grade = lambda self, scored: {}
 sys.exit(main())
