@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from r1lab.recipe import TrainRecipe
 from r1lab.types import RecipeError
 
@@ -26,7 +28,7 @@ def check_changes(before: Mapping[str, Any], recipe: TrainRecipe, *, force: bool
     `before` is the recipe as a checkpoint holds it. Raises RecipeError, with the differences, where
     one of them would make it another run and `force` is not set.
     """
-    changed = dict(differences(before, recipe.model_dump(mode="json")))
+    changed = dict(differences(_with_new_keys(before), recipe.model_dump(mode="json")))
     harmful = [
         f"{key}: {text}"
         for key, text in changed.items()
@@ -40,6 +42,17 @@ def check_changes(before: Mapping[str, Any], recipe: TrainRecipe, *, force: bool
             "take another folder with --output, or go on all the same with --resume --force"
         )
     return [f"{key}: {text}" for key, text in changed.items()]
+
+
+def _with_new_keys(before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe with what the schema has gained since, at its defaults: that is what it ran with.
+
+    As it is where it is no recipe any more (a key has gone): its differences are told then.
+    """
+    try:
+        return TrainRecipe.model_validate(before).model_dump(mode="json")
+    except ValidationError:
+        return before
 
 
 def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -222,4 +222,19 @@ def test_a_run_goes_on_under_another_kernel() -> None:
     recipe = load_recipe("quickstart", [("model.attention", "eager")])
     before = recipe.model_dump(mode="json")
     del before["model"]["attention"]  # from before there was the key
-    assert check_changes(before, recipe, force=False) == ["model.attention: None -> 'eager'"]
+    assert check_changes(before, recipe, force=False) == ["model.attention: 'auto' -> 'eager'"]
+
+
+def test_a_run_goes_on_that_began_before_a_key_was_there() -> None:
+    """What the schema has gained is at its default in a recipe that does not have it."""
+    recipe = load_recipe("quickstart")
+    before = recipe.model_dump(mode="json")
+    del (
+        before["model"]["attention"],
+        before["problems"]["curriculum"],
+        before["sampling"]["max_lag"],
+    )
+    assert check_changes(before, recipe, force=False) == []
+    gone = before | {"a_key_that_is_gone": 1}
+    with pytest.raises(RecipeError, match="a_key_that_is_gone: 1 -> None"):
+        check_changes(gone, recipe, force=False)
