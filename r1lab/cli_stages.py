@@ -100,8 +100,8 @@ def pipeline(options: argparse.Namespace, overrides: list[Override]) -> int:
     """`r1lab pipeline RECIPE`."""
     from r1lab.checks import check_installed, check_writable
     from r1lab.pipeline.measure import table_of
-    from r1lab.pipeline.plan import chosen, stages_of
-    from r1lab.pipeline.run import PipelineRun, again_from
+    from r1lab.pipeline.plan import below, chosen, stages_of
+    from r1lab.pipeline.run import PipelineRun
     from r1lab.recipe_io import find_recipe, load_recipe
     from r1lab.recipe_stages import PipelineRecipe
 
@@ -112,7 +112,8 @@ def pipeline(options: argparse.Namespace, overrides: list[Override]) -> int:
     check_writable(recipe.run_folder, "output")
     stages = chosen(stages_of(recipe, beside=path.parent, quick=options.quick), options.until)
     jobs = options.jobs or len(os.sched_getaffinity(0))
-    run = PipelineRun(recipe, stages, again_from(stages, options.first), jobs)
+    again = below(stages, options.first) if options.first else set()
+    run = PipelineRun(recipe, stages, again, jobs)
     if options.dry_run:
         _print_plan(run, stages)
         return 0

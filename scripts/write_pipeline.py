@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
+from r1lab.reproduce.measure import over_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RECORD = ROOT / "docs" / "r1-pipeline.md", ROOT / "docs" / "r1-pipeline.json"
@@ -44,13 +44,8 @@ def record_of(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
     def over(stage: str, figure: str) -> dict[str, Any]:
         values = [seed[stage][figure] for seed in seeds if stage in seed]
-        mean = sum(values) / len(values)
-        half = None
-        if len(values) > 1:
-            spread = stats.tstd(values) / len(values) ** 0.5
-            half = float(stats.t.ppf(0.975, len(values) - 1) * spread)
-        return {"mean": mean, "low": half and mean - half, "high": half and mean + half,
-                "by_seed": values}  # fmt: skip
+        mean, low, high = over_seeds(values)
+        return {"mean": mean, "low": low, "high": high, "by_seed": values}
 
     return {
         "seeds": len(seeds),
@@ -113,7 +108,7 @@ def _paper() -> list[str]:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     names = list(rows[0])
     return [
-        "The paper's (arXiv 2501.12948 v2, Table 3):",
+        "The paper's (Nature 2025, Table 2, as in arXiv 2501.12948 v2):",
         "",
         f"| {' | '.join(names)} |",
         f"|{'---|' * len(names)}",

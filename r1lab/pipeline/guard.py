@@ -57,16 +57,16 @@ def _questions(stage: Stage) -> Iterator[tuple[str, str]]:
             seed=recipe.seed, **recipe.corpus.options
         )
         for index in range(_STREAMED):
-            if corpus[index].prompt:
-                yield "its corpus", _asked(corpus[index].prompt)
+            if prompt := corpus[index].prompt:
+                yield "its corpus", _asked(prompt)
 
 
 def _of_rows(recipe: SupervisedRecipe) -> Iterable[tuple[str, str]]:
     from r1lab.stages.rows import read_rows
 
-    for settings in recipe.rows:
-        for row in read_rows([settings], ("prompt",), recipe.seed):
-            yield settings.path, str(row.get("question") or _asked(row["prompt"]))
+    # All sets in one call, as the stage reads them: which rows are drawn depends on their places.
+    for row in read_rows(recipe.rows, ("prompt",), recipe.seed):
+        yield "one of its rows", str(row.get("question") or _asked(row["prompt"]))
 
 
 def _asked(prompt: str) -> str:

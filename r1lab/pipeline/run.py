@@ -26,7 +26,7 @@ from r1lab.pipeline.measure import (
     summary_file,
     write_figures,
 )
-from r1lab.pipeline.plan import Stage, below
+from r1lab.pipeline.plan import Stage
 from r1lab.recipe_stages import PipelineRecipe
 from r1lab.tasks import Task, check_failed, run_tasks
 
@@ -46,11 +46,9 @@ class PipelineRun:
 
     def go(self) -> None:
         """Run everything that is wanted. Raises RunStopped where a stage fails."""
-        for name in self.again:
-            for stage in self.stages:
-                if stage.name == name:
-                    self._set_aside(stage, "it was to be run again")
-        self.again = set()
+        for stage in self.stages:
+            if stage.name in self.again:
+                self._set_aside(stage, "it was to be run again")
         while True:
             ready = [stage for stage in self.stages if self._is_ready(stage)]
             tasks = [self._stage_task(stage) for stage in ready] + self._evaluations()
@@ -147,11 +145,6 @@ class PipelineRun:
             for stage in self.stages
             if self._lacks_figures(stage)
         ]
-
-
-def again_from(stages: Sequence[Stage], name: str | None) -> set[str]:
-    """The stages that `--from NAME` runs again."""
-    return set() if name is None else below(stages, name)
 
 
 def _record(stage: Stage) -> dict[str, Any]:

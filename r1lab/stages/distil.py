@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from r1lab.model.load import load_base
-from r1lab.model.weights import save_checkpoint_folder
 from r1lab.recipe_stages import DistilRecipe
 from r1lab.stages.rows import read_rows
 from r1lab.stages.supervised import (
@@ -18,6 +17,7 @@ from r1lab.stages.supervised import (
     load_student,
     newest_state,
     open_stage,
+    save_student,
     trainer_arguments,
 )
 from r1lab.types import RecipeError
@@ -48,11 +48,9 @@ def distil(recipe: DistilRecipe) -> Path:
         processing_class=tokenizer,
     )  # fmt: skip
     trained = trainer.train(resume_from_checkpoint=newest_state(folder))
-    is_main = trainer.is_world_process_zero()
-    unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-    save_checkpoint_folder(unwrapped, tokenizer, folder / "model", is_main=is_main)
+    made = save_student(folder, trainer, tokenizer)
     summary = {
         "rows": len(rows), "updates": trainer.state.global_step, "loss": trained.training_loss,
     }  # fmt: skip
     close_stage(folder, trainer, summary)
-    return folder / "model"
+    return made

@@ -17,6 +17,7 @@ import torch
 
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
+from r1lab.model.weights import save_checkpoint_folder
 from r1lab.recipe_io import dump_resolved
 from r1lab.recipe_stages import SupervisedRecipe
 from r1lab.types import RecipeError
@@ -101,6 +102,15 @@ def newest_state(folder: Path) -> str | None:
               if (path / "trainer_state.json").exists()]  # fmt: skip
     newest = max(states, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     return str(newest) if newest else None
+
+
+def save_student(folder: Path, trainer: Any, tokenizer: Any) -> Path:
+    """Write the trained model, adapters added to it, as every other stage reads it; its folder."""
+    save_checkpoint_folder(
+        trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder / "model",
+        is_main=trainer.is_world_process_zero(),
+    )  # fmt: skip
+    return folder / "model"
 
 
 def close_stage(folder: Path, trainer: Any, summary: dict[str, Any]) -> None:
