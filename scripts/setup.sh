@@ -86,7 +86,10 @@ if [ "$device" = cpu ]; then
 fi
 
 say "installing the packages of requirements/$device.txt and dev.txt (a few minutes the first time)"
-"${install[@]}" "${requirements[@]}" || fail "the packages above cannot be installed"
+# Bytecode now: where PYTHONDONTWRITEBYTECODE is set, as in many containers, Python would compile the
+# 5,000 modules behind vLLM anew in every process, for half a minute.
+"${install[@]}" --compile-bytecode "${requirements[@]}" ||
+    fail "the packages above cannot be installed"
 "${install[@]}" --quiet --no-deps --no-build-isolation --editable . ||
     fail "r1lab itself cannot be installed, see above"
 
