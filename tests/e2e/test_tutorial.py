@@ -11,7 +11,9 @@ import re
 import shlex
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -32,10 +34,15 @@ def follow(folder: Path, settings: dict[str, str]) -> list[str]:
         if kind == "sh":
             for line in block.splitlines():
                 words = shlex.split(re.sub(r"\$(\w+)", lambda name: settings[name[1]], line))
+                given = sys.stdin
+                if words[0] == "echo":  # WORDS | r1lab ...
+                    pipe = words.index("|")
+                    given, words = StringIO(" ".join(words[1:pipe]) + "\n"), words[pipe + 1 :]
                 if words[0] == "python":
                     subprocess.run([sys.executable, *words[1:]], check=True, cwd=folder)
                 else:
-                    assert words[0] == "r1lab" and main(words[1:]) in _allowed(words), line
+                    with patch.object(sys, "stdin", given):
+                        assert words[0] == "r1lab" and main(words[1:]) in _allowed(words), line
                 done.append(line)
     return done
 
@@ -59,8 +66,9 @@ def test_the_page_from_its_text(folder, capsys):
     settings = dict(re.findall(r'^export (\w+)="(.*)"$', small.replace("\\\n", ""), re.MULTILINE))
     assert set(settings) == {"ARGS", "EVAL"}
     done = follow(folder, settings)
-    assert len(done) == 12 and sum("$" in line for line in done) == 4
+    assert len(done) == 13 and sum("$" in line for line in done) == 4
     said = capsys.readouterr().out
+    assert said.splitlines()[-1].startswith("<think>")  # what the model answered
     assert "hostile" in said  # the table of verify
     assert "would train nano for 30 steps" in said
     assert len((folder / "runs/swaps/metrics.jsonl").read_text().splitlines()) == 2
