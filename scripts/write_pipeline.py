@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, RECORD = ROOT / "docs" / "r1-pipeline.md", ROOT / "docs" / "r1-pipeline.json"
 BEGIN, END = "<!-- tables: scripts/write_pipeline.py -->", "<!-- end of the tables -->"
 STAGES = ("zero", "dev1", "dev2", "dev3", "r1")
-STUDENTS = {"student": ("distilled", "rl_only"), "small": ("distilled_small", "rl_only_small")}
+# By student: the models that became of it, by how they were taught.
+STUDENTS = {
+    "student": {"distilled": "distilled", "on_policy": "on_policy", "rl_only": "rl_only"},
+    "small": {"distilled": "distilled_small", "rl_only": "rl_only_small"},
+}
+TAUGHT = {"distilled": "distilled", "on_policy": "then on-policy", "rl_only": "RL alone"}
 FIGURES = ("pass_at_1", "cons_at_k", "language", "format", "length")
 
 
@@ -61,13 +66,9 @@ def record_of(seeds: list[dict[str, Any]]) -> dict[str, Any]:
             for stage in STAGES
         ],
         "students": [
-            {
-                "name": name,
-                "distilled": over(distilled, "pass_at_1"),
-                "rl_only": over(alone, "pass_at_1"),
-            }
-            for name, (distilled, alone) in STUDENTS.items()
-            if distilled in first and alone in first
+            {"name": name, **{way: over(m, "pass_at_1") for way, m in models.items() if m in first}}
+            for name, models in STUDENTS.items()
+            if {models["distilled"], models["rl_only"]} <= set(first)
         ],
     }
 
@@ -94,11 +95,10 @@ def tables_of(record: dict[str, Any]) -> str:
         lines.append(f"| {stage['name']} | {' | '.join(cells)} |")
     lines += ["", *_paper(), ""]
     if record["students"]:
-        lines += ["| student | distilled | RL alone |", "|---|---|---|"]
-        lines += [
-            f"| {row['name']} | {_said(row['distilled'])} | {_said(row['rl_only'])} |"
-            for row in record["students"]
-        ]
+        lines += [f"| student | {' | '.join(TAUGHT.values())} |", f"|{'---|' * (1 + len(TAUGHT))}"]
+        for row in record["students"]:
+            cells = [_said(row[way]) if way in row else "-" for way in TAUGHT]
+            lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
