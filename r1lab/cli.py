@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from r1lab.recipe_io import Override
 
 Command = Callable[[argparse.Namespace, "list[Override]"], int]
+AddOptions = Callable[[argparse.ArgumentParser], None]
 
 _RECIPE_HELP = "a YAML file, a run folder, or the name of a recipe that ships"
 _LAUNCH = """\
@@ -98,144 +99,135 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"r1lab {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (call, summary, parts) in _commands().items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(call=call, takes_overrides=True)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        for add in parts:
+            add(command)
+    return parser
 
-    train = _add_command(commands, "train", _train, "train a base by reinforcement learning")
-    train.epilog = _LAUNCH
-    _add_recipe(train)
-    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    train.add_argument(
-        "--force", action="store_true", help="resume although the recipe has become another"
-    )
-    train.add_argument(
+
+def _commands() -> dict[str, tuple[Command, str, tuple[AddOptions, ...]]]:
+    """By name, in the order in which help lists them: what is called, in a line, its arguments."""
+    stages: dict[str, tuple[Command, str, tuple[AddOptions, ...]]] = {
+        name: (cli_stages.run_stage, summary, (_add_recipe,))
+        for name, summary in cli_stages.COMMANDS.items()
+    }
+    return {
+        "train": (
+            _train, "train a base by reinforcement learning", (_add_recipe, _add_train_options)
+        ),
+        "quickstart": (
+            _quickstart, "train the small base that ships, to a rising curve",
+            (_add_quickstart_options,),
+        ),
+        "eval": (cli_eval.evaluate, "score a model on a suite", (cli_eval.add_eval_options,)),
+        "compare": (
+            cli_eval.compare, "set results of r1lab eval against each other",
+            (cli_eval.add_compare_options,),
+        ),
+        "lineage": (
+            cli_models.lineage, "say what a model was made from", (cli_models.add_lineage_options,)
+        ),
+        "export": (
+            cli_models.export, "write a model as an ordinary Hugging Face folder",
+            (cli_models.add_export_options,),
+        ),
+        "serve": (
+            cli_models.serve, "serve a model over OpenAI's protocol, with vLLM",
+            (cli_models.add_serve_options,),
+        ),
+        "chat": (
+            cli_models.chat, "talk to a model in the terminal", (cli_models.add_chat_options,)
+        ),
+        "estimate": (
+            estimate, "say what a run needs: memory, time and cost, before it",
+            (add_estimate_options,),
+        ),
+        "pretrain": (_pretrain, "pre-train a small base from nothing", (_add_recipe,)),
+        **stages,
+        "pipeline": (
+            cli_stages.pipeline, "run stages that hand on models and rows",
+            (_add_recipe, cli_stages.add_pipeline_options),
+        ),
+        "show": (_show, "read the samples of a run in the terminal", (_add_show_options,)),
+        "report": (
+            cli_report.report, "write a page of one run or several",
+            (cli_report.add_report_options,),
+        ),
+        "reproduce": (
+            cli_reproduce.reproduce, "reproduce the papers' curves",
+            (cli_reproduce.add_reproduce_options,),
+        ),
+        "watch": (cli_report.watch, "follow a run while it goes", (cli_report.add_watch_options,)),
+        "verify": (
+            cli_rewards.verify, "check a reward without a model", (cli_rewards.add_verify_options,)
+        ),
+        "new": (
+            cli_rewards.new, "write a reward of your own, to begin with",
+            (cli_rewards.add_new_options,),
+        ),
+        "serve-sampler": (
+            serve_sampler, "serve a model that samples for training runs", (add_server_options,)
+        ),
+        "doctor": (
+            doctor, "say what this machine has and can do, and how to mend it",
+            (add_doctor_options,),
+        ),
+        "completion": (
+            _completion, "write a script that completes r1lab in your shell",
+            (cli_start.add_completion_options,),
+        ),
+    }  # fmt: skip
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _LAUNCH
+    add = parser.add_argument
+    add("--resume", action="store_true", help="go on from the newest checkpoint")
+    add("--force", action="store_true", help="resume although the recipe has become another")
+    add(
         "--preflight", action="store_true",
         help="sample a few groups and say whether this run can learn (exit code 0) or not (4)",
     )  # fmt: skip
 
-    quickstart = _add_command(
-        commands, "quickstart", _quickstart, "train the small base that ships, to a rising curve"
-    )
-    quickstart.usage = f"{quickstart.prog} [--dry-run] [--section.key VALUE ...]"
-    quickstart.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what would be done, and stop"
-    )
-    quickstart.epilog = (
+
+def _add_quickstart_options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [--dry-run] [--section.key VALUE ...]"
+    _add_dry_run(parser)
+    parser.epilog = (
         "About 8 minutes on two cores, into runs/quickstart; goes on where it was stopped.\n"
         "`r1lab train quickstart` is the same, with threads as the environment has them."
     )
 
-    evaluate = _add_command(commands, "eval", cli_eval.evaluate, "score a model on a suite")
-    cli_eval.add_eval_options(evaluate)
 
-    compare = _add_command(
-        commands, "compare", cli_eval.compare, "set results of r1lab eval against each other"
+def _add_show_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_overrides=False)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run folder")
+    add("--step", type=whole(0), help="samples of this step (default: the last)")
+    add("--problem", metavar="ID", help="only this problem, with all its samples")
+    add("--num", type=whole(1), default=3, help="groups to show (default: 3)")
+    add("--samples", type=whole(1), default=2, help="samples of each (default: 2)")
+
+
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, and stop"
     )
-    cli_eval.add_compare_options(compare)
-
-    descent = _add_command(
-        commands, "lineage", cli_models.lineage, "say what a model was made from"
-    )
-    cli_models.add_lineage_options(descent)
-
-    away = _add_command(
-        commands, "export", cli_models.export, "write a model as an ordinary Hugging Face folder"
-    )
-    cli_models.add_export_options(away)
-
-    host = _add_command(
-        commands, "serve", cli_models.serve, "serve a model over OpenAI's protocol, with vLLM"
-    )
-    cli_models.add_serve_options(host)
-
-    talk = _add_command(commands, "chat", cli_models.chat, "talk to a model in the terminal")
-    cli_models.add_chat_options(talk)
-
-    before = _add_command(
-        commands, "estimate", estimate, "say what a run needs: memory, time and cost, before it"
-    )
-    add_estimate_options(before)
-
-    pretrain = _add_command(commands, "pretrain", _pretrain, "pre-train a small base from nothing")
-    _add_recipe(pretrain)
-
-    for name, summary in cli_stages.COMMANDS.items():
-        _add_recipe(_add_command(commands, name, cli_stages.run_stage, summary))
-
-    pipeline = _add_command(
-        commands, "pipeline", cli_stages.pipeline, "run stages that hand on models and rows"
-    )
-    _add_recipe(pipeline)
-    cli_stages.add_pipeline_options(pipeline)
-
-    show = _add_command(commands, "show", _show, "read the samples of a run in the terminal")
-    show.set_defaults(takes_overrides=False)
-    show.add_argument("run", metavar="RUN", help="a run folder")
-    show.add_argument("--step", type=whole(0), help="samples of this step (default: the last)")
-    show.add_argument("--problem", metavar="ID", help="only this problem, with all its samples")
-    show.add_argument("--num", type=whole(1), default=3, help="groups to show (default: 3)")
-    show.add_argument("--samples", type=whole(1), default=2, help="samples of each (default: 2)")
-
-    report = _add_command(
-        commands, "report", cli_report.report, "write a page of one run or several"
-    )
-    cli_report.add_report_options(report)
-
-    reproduce = _add_command(
-        commands, "reproduce", cli_reproduce.reproduce, "reproduce the papers' curves"
-    )
-    cli_reproduce.add_reproduce_options(reproduce)
-
-    watch = _add_command(commands, "watch", cli_report.watch, "follow a run while it goes")
-    cli_report.add_watch_options(watch)
-
-    verify = _add_command(commands, "verify", cli_rewards.verify, "check a reward without a model")
-    cli_rewards.add_verify_options(verify)
-
-    new = _add_command(
-        commands, "new", cli_rewards.new, "write a reward of your own, to begin with"
-    )
-    cli_rewards.add_new_options(new)
-
-    server = _add_command(
-        commands, "serve-sampler", serve_sampler, "serve a model that samples for training runs"
-    )
-    add_server_options(server)
-
-    examine = _add_command(
-        commands, "doctor", doctor, "say what this machine has and can do, and how to mend it"
-    )
-    add_doctor_options(examine)
-
-    completion = _add_command(
-        commands, "completion", _completion, "write a script that completes r1lab in your shell"
-    )
-    cli_start.add_completion_options(completion)
-    return parser
-
-
-def _add_command(
-    commands: argparse._SubParsersAction[Parser],
-    name: str,
-    call: Command,
-    summary: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(call=call, takes_overrides=True)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} RECIPE [options] [--section.key VALUE ...]"
     parser.add_argument("recipe", metavar="RECIPE", help=_RECIPE_HELP)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what would be done, and stop"
-    )
+    _add_dry_run(parser)
     parser.add_argument(
         "--keys", action=_PrintKeys, nargs=0, help="list every key of a recipe, and exit"
     )
