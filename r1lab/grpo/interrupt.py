@@ -18,7 +18,7 @@ from typing import Self
 
 from r1lab.types import Interrupted
 
-# SIGUSR1: `#SBATCH --signal=USR1@120`, two minutes before the time is up.
+# SIGUSR1: what batch systems send ahead of a time limit where they are asked for it.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_SIGNAL_SECONDS = 1.0
 
