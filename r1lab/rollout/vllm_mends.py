@@ -29,7 +29,7 @@ def before_build() -> None:
 def after_reload(model: torch.nn.Module) -> None:
     """What must follow each `reload_weights` of a worker; the engine then drops its cache."""
     repack_experts(model)
-    repack_tied_head(model)
+    repack_head(model)
 
 
 def mend_rotary_embedding() -> None:
@@ -67,13 +67,48 @@ def repack_experts(model: torch.nn.Module) -> None:
             kernel.fused_experts.process_weights_after_loading(module)
 
 
-def repack_tied_head(model: Any) -> None:
-    """A tied `lm_head` keeps its own packed copy on the CPU, which a reload leaves stale."""
-    head = getattr(model, "lm_head", None)
-    if not getattr(model.config, "tie_word_embeddings", False) or head is None:
+@contextmanager
+def embeddings_unpacked() -> Iterator[None]:
+    """Inside, a reload on the CPU does not pack embeddings: `repack_head` does what is needed.
+
+    vLLM packs every embedding for a product, input embeddings too, which are only looked up. With
+    49,152 words that was a third of a reload, and a second copy of them stayed in memory.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        yield
         return
-    if head.weight.device.type == "cpu":
-        head.quant_method.process_weights_after_loading(head)
+    pack = UnquantizedEmbeddingMethod.process_weights_after_loading
+    UnquantizedEmbeddingMethod.process_weights_after_loading = lambda *_: None
+    try:
+        yield
+    finally:
+        UnquantizedEmbeddingMethod.process_weights_after_loading = pack
+
+
+def repack_head(model: Any) -> None:
+    """Pack the output layer's weights on the CPU, and no other embedding's.
+
+    A tied head has a packed copy of its own, which vLLM leaves stale in a reload.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    head = getattr(model, "lm_head", None)
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if not isinstance(method, UnquantizedEmbeddingMethod):
+            continue
+        if module.weight.device.type == "cpu":
+            if head is None or module is head:
+                method.process_weights_after_loading(module)
+            else:
+                module.cpu_linear = _not_packed
+
+
+def _not_packed(*_: Any) -> None:
+    raise RuntimeError("an embedding that is no output layer was multiplied by")
 
 
 def drop_prefix_cache(llm: LLM) -> None:

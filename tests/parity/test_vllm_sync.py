@@ -190,7 +190,7 @@ def test_tied_embeddings(llama: Rig, way: str):
 def test_a_stale_tied_head_stops_the_run(llama: Rig, monkeypatch):
     moved(llama, "embed_tokens", 0.1)
     with monkeypatch.context() as fault:
-        fault.setattr(mends, "repack_tied_head", lambda llm: None)
+        fault.setattr(mends, "repack_head", lambda llm: None)
         llama.sync()
         # Where there is no copy, nothing is stale, and nothing may stop.
         with pytest.raises(RunStopped) if head_is_a_copy(llama.sampler) else nullcontext():
