@@ -68,24 +68,45 @@ def repack_experts(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def embeddings_unpacked() -> Iterator[None]:
-    """Inside, a reload on the CPU does not pack embeddings: `repack_head` does what is needed.
+def embeddings_in_place() -> Iterator[None]:
+    """Inside, a reload on the CPU writes embeddings straight into the model's own tensors.
 
-    vLLM packs every embedding for a product, input embeddings too, which are only looked up. With
-    49,152 words that was a third of a reload, and a second copy of them stayed in memory.
+    vLLM loads each into new memory, packs it for a product (input embeddings too, which are only
+    looked up) and copies it over: with 49,152 words that was half of a reload, and a second copy of
+    them stayed. `repack_head` must follow.
     """
-    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+    from vllm.model_executor.model_loader.reload import layerwise
     from vllm.platforms import current_platform
+    from vllm.v1.worker import gpu_model_runner
 
     if not current_platform.is_cpu():
         yield
         return
-    pack = UnquantizedEmbeddingMethod.process_weights_after_loading
-    UnquantizedEmbeddingMethod.process_weights_after_loading = lambda *_: None
+    begin = gpu_model_runner.initialize_layerwise_reload
+
+    def begin_but_for_embeddings(model: torch.nn.Module) -> None:
+        begin(model)
+        for module in _embeddings(model):
+            info = layerwise.get_layerwise_info(module)
+            layerwise._place_kernel_tensors(module, info)
+            info.reset()
+
+    gpu_model_runner.initialize_layerwise_reload = begin_but_for_embeddings
     try:
         yield
     finally:
-        UnquantizedEmbeddingMethod.process_weights_after_loading = pack
+        gpu_model_runner.initialize_layerwise_reload = begin
+
+
+def _embeddings(model: torch.nn.Module) -> list[Any]:
+    """Input and output embeddings in their own precision."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    return [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "quant_method", None), UnquantizedEmbeddingMethod)
+    ]
 
 
 def repack_head(model: Any) -> None:
@@ -93,16 +114,11 @@ def repack_head(model: Any) -> None:
 
     A tied head has a packed copy of its own, which vLLM leaves stale in a reload.
     """
-    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
-
     head = getattr(model, "lm_head", None)
-    for module in model.modules():
-        method = getattr(module, "quant_method", None)
-        if not isinstance(method, UnquantizedEmbeddingMethod):
-            continue
+    for module in _embeddings(model):
         if module.weight.device.type == "cpu":
             if head is None or module is head:
-                method.process_weights_after_loading(module)
+                module.quant_method.process_weights_after_loading(module)
             else:
                 module.cpu_linear = _not_packed
 

@@ -19,7 +19,7 @@ def load_weights(runner: Any, weights: Iterable[tuple[str, torch.Tensor]], versi
     or do not fit; what the model holds then is of no use.
     """
     model = runner.get_model()
-    with _recorded_names(model) as loaded, mends.embeddings_unpacked(), torch.no_grad():
+    with _recorded_names(model) as loaded, mends.embeddings_in_place(), torch.no_grad():
         runner.reload_weights(weights_iterator=iter(weights))
     missing = mends.not_loaded(model, loaded)
     if missing:
