@@ -96,7 +96,8 @@ def write_tables(outcomes: list[tuple[Experiment, Outcome]]) -> None:
     _, _, after = rest.partition(END)
     parts = [BEGIN, "", "| claim | source | ours | verdict |", "|---|---|---|---|"]
     parts += [
-        f"| [{outcome.claim}](#{outcome.name}) | {outcome.source} | {_said(outcome.findings[0])} "
+        f"| [{outcome.claim}](#{outcome.name}) | {_cell(outcome.source)} "
+        f"| {_cell(_said(outcome.findings[0]))} "
         f"| **{outcome.verdict}** |"
         for _, outcome in outcomes
     ]
@@ -114,7 +115,7 @@ def _section(experiment: Experiment, outcome: Outcome) -> list[str]:
         "| figure | mean over seeds [95%] | threshold | met | by seed |",
         "|---|---|---|---|---|",
         *(
-            f"| {found.says} | {_said(found, name=False)} | {found.threshold or '-'} | "
+            f"| {_cell(found.says)} | {_said(found, name=False)} | {found.threshold or '-'} | "
             f"{'-' if found.met == 'reported' else found.met} | "
             f"{', '.join(f'{value:.3f}' for value in found.values)} |"
             for found in outcome.findings
@@ -122,6 +123,11 @@ def _section(experiment: Experiment, outcome: Outcome) -> list[str]:
         "",
         f"![{outcome.claim}](reproduction/{outcome.name}.png)",
     ]
+
+
+def _cell(text: str) -> str:
+    """Text in a table of Markdown, where a bar would end the cell."""
+    return text.replace("|", "\\|")
 
 
 def _said(found: Finding, *, name: bool = True) -> str:

@@ -30,7 +30,7 @@ def draw_experiment(experiment: Experiment, records: Records, path: Path) -> Pat
     from matplotlib.figure import Figure
 
     num = sum(2 if panel.paper else 1 for panel in experiment.panels)
-    columns = min(num, 3)
+    columns = 2 if num == 4 else min(num, 3)
     rows = -(-num // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")
