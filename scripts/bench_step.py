@@ -65,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--budget", type=int, help="r1lab's tokens_per_microbatch (its default)")
+    parser.add_argument("--trl-micro-batch", type=int, help="TRL's (looked for: its fastest)")
     parser.add_argument("--quick", action="store_true", help="2 questions of 4 samples, 1 repeat")
     parser.add_argument("--profile", action="store_true", help="print where the update goes")
     parser.add_argument("--memory-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)
@@ -170,6 +171,8 @@ class Bench:
 
     def best_micro_batch(self) -> tuple[int, dict[int, float]]:
         """The micro-batch that TRL's update is fastest with, and what each took."""
+        if self.options.trl_micro_batch:
+            return self.options.trl_micro_batch, {}
         seconds: dict[int, float] = {}
         num = self.work.num_sequences
         for micro in (size for size in (4, 8, 16, 32, 64, 128, 256) if num // 32 <= size <= num):
