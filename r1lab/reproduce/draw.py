@@ -53,10 +53,12 @@ def draw_experiment(experiment: Experiment, records: Records, path: Path) -> Pat
 def _curves(axis: Axes, panel: Panel, experiment: Experiment, records: Records) -> None:
     arms = panel.arms or tuple(experiment.arms)
     axis.set_title(panel.title)
+    # Arms of fewer steps end earlier: what is compared is the same number of steps.
+    lengths = {record.steps for arm in arms for record in records[arm]}
     colours, values = cycle(_COLOURS), list[float]()
     for arm in arms:
         for name in panel.of:
-            curves = [_smooth(record, name) for record in records[arm]]
+            curves = [_smooth(record, name, max(lengths)) for record in records[arm]]
             if not all(curves):
                 continue
             what = name.removeprefix("train.").replace("_", " ").replace("at k", "at 16")
@@ -68,19 +70,19 @@ def _curves(axis: Axes, panel: Panel, experiment: Experiment, records: Records) 
         room = 0.25 * (max(values) - min(values)) or 0.1
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, min(values) - room), min(high, max(values) + room))
-    axis.set_xlabel("share of the run")
+    axis.set_xlabel("share of the run" if len(lengths) == 1 else "share of the longest run")
     axis.set_xlim(0, 1)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="best")
 
 
-def _smooth(record: Record, name: str) -> list[tuple[float, float]]:
-    """A curve over the share of the run; figures of single steps as running means."""
+def _smooth(record: Record, name: str, steps: int) -> list[tuple[float, float]]:
+    """A curve over the share of `steps`; figures of single steps as running means."""
     curve = record.curve(name)
     if name.startswith("train."):
         values = running_mean([value for _, value in curve])
         curve = [(step, value) for (step, _), value in zip(curve, values, strict=True)]
-    return [(step / record.steps, value) for step, value in curve]
+    return [(step / steps, value) for step, value in curve]
 
 
 def _mean_line(
