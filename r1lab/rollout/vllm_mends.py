@@ -1,8 +1,9 @@
 """What must be mended in vLLM (0.31, CPU build) before it samples right and stays right.
 
 Each mend is one function that says what is wrong and why; `tests/parity/test_vllm_mends.py` shows
-for each that vLLM is wrong without it, and fails on the day a newer vLLM is not, so that the mend
-can go. On a GPU only `drop_prefix_cache` does anything.
+for each that vLLM is wrong without it (but for `embeddings_in_place`, which spares time), and fails
+on the day a newer vLLM is not, so that the mend can go. On a GPU only `drop_prefix_cache` does
+anything.
 """
 
 from __future__ import annotations

@@ -68,6 +68,23 @@ def test_the_repacked_experts_are_right(nano: Rig):
     assert nano.kl()[0] < WRONG / 10
 
 
+def test_embeddings_are_written_in_place_and_the_head_alone_is_packed(nano: Rig):
+    model = mends.model_of(nano.sampler.llm)
+    embedding, head = model.model.embed_tokens, model.lm_head
+    places = embedding.weight.data_ptr(), head.weight.data_ptr()
+    changed = {n: 2 * t for n, t in nano.model.state_dict().items() if "embed_tokens" in n}
+    nano.sync(stale=changed)
+    assert (embedding.weight.data_ptr(), head.weight.data_ptr()) == places
+    assert torch.equal(embedding.weight[: len(next(iter(changed.values())))].float(),
+                       next(iter(changed.values())).float())  # fmt: skip
+    states = torch.ones(1, head.weight.shape[1], dtype=head.weight.dtype)
+    assert head.quant_method.apply(head, states).shape[-1] == head.weight.shape[0]
+    if hasattr(embedding, "cpu_linear"):  # a build that packs embeddings
+        with pytest.raises(RuntimeError, match="no output layer"):
+            embedding.quant_method.apply(embedding, states)
+    nano.sync()
+
+
 def test_the_prefix_cache_outlives_its_weights(nano: Rig, monkeypatch):
     nano.sync()
     prompts = [sum(nano.prompts[i : i + 5], ())[:LONG] for i in range(0, 40, 5)]
