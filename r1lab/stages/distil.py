@@ -29,6 +29,11 @@ def distil(recipe: DistilRecipe) -> Path:
     from trl import DistillationConfig, DistillationTrainer
 
     rows = read_rows(recipe.rows, ("prompt",), recipe.seed)
+    if len(rows) < recipe.batch_size:  # TRL takes whole batches alone, and would find none
+        raise RecipeError(
+            f"batch_size: {recipe.batch_size} prompts are wanted for an update, and rows has "
+            f"{len(rows)}"
+        )
     folder = open_stage(recipe)
     model, tokenizer = load_student(recipe)
     teacher, other, _ = load_base(recipe.teacher)

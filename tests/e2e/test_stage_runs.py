@@ -232,7 +232,18 @@ def test_a_teacher_with_another_vocabulary_is_refused(bases, tmp_path):
     (other / "tokenizer.json").write_text(tokenizer.replace('"hello"', '"hallo"'))
     recipe = DistilRecipe(
         name="distil", output=str(tmp_path / "out"), model=model(bases[1]), teacher=model(other),
-        rows=(RowsSettings(path=EXAMPLES, num=16),),
+        rows=(RowsSettings(path=EXAMPLES, num=16),), batch_size=16, micro_batch_size=16,
     )  # fmt: skip
     with pytest.raises(RecipeError, match="another vocabulary"):
+        distil(recipe)
+
+
+def test_fewer_prompts_than_an_update_takes_are_refused(bases, tmp_path):
+    from r1lab.stages.distil import distil
+
+    recipe = DistilRecipe(
+        name="distil", output=str(tmp_path), model=model(bases[1]), teacher=model(bases[0]),
+        rows=(RowsSettings(path=EXAMPLES, num=6),), batch_size=8, micro_batch_size=8,
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=r"batch_size: 8 prompts are wanted .* rows has 6"):
         distil(recipe)
