@@ -1,4 +1,7 @@
-"""The shipped pipeline in its quick form, from the command line, from end to end."""
+"""The shipped pipeline in its quick form, from the command line, from end to end.
+
+About 30 processes, most of whose time goes into imports: `long`.
+"""
 
 import json
 from pathlib import Path
@@ -7,6 +10,7 @@ import pytest
 
 from r1lab.cli import main
 
+pytestmark = pytest.mark.long
 NANO = str(Path(__file__).resolve().parents[2] / "recipes/r1/nano.yaml")
 STAGES = [
     "base", "zero", "chains", "dev1", "dev2", "samples", "dev3", "preferences", "rules", "r1",

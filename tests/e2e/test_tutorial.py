@@ -68,7 +68,7 @@ def test_the_page_from_its_text(folder, capsys):
     done = follow(folder, settings)
     assert len(done) == 13 and sum("$" in line for line in done) == 4
     said = capsys.readouterr().out
-    assert said.splitlines()[-1].startswith("<think>")  # what the model answered
+    assert {"red", "blue", "green"} & set(said.splitlines()[-1].split())  # what the model answered
     assert "hostile" in said  # the table of verify
     assert "would train nano for 30 steps" in said
     assert len((folder / "runs/swaps/metrics.jsonl").read_text().splitlines()) == 2
