@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace, "list[Override]"], int]
 AddOptions = Callable[[argparse.ArgumentParser], None]
+Entry = tuple[Command, str, tuple[AddOptions, ...]]
 
 _RECIPE_HELP = "a YAML file, a run folder, or the name of a recipe that ships"
 _LAUNCH = """\
@@ -114,9 +115,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _commands() -> dict[str, tuple[Command, str, tuple[AddOptions, ...]]]:
+def _commands() -> dict[str, Entry]:
     """By name, in the order in which help lists them: what is called, in a line, its arguments."""
-    stages: dict[str, tuple[Command, str, tuple[AddOptions, ...]]] = {
+    stages: dict[str, Entry] = {
         name: (cli_stages.run_stage, summary, (_add_recipe,))
         for name, summary in cli_stages.COMMANDS.items()
     }
