@@ -18,28 +18,36 @@ from pathlib import Path
 from r1lab.types import RunStopped
 
 Say = Callable[[str], None]
+Then = Callable[["Task"], "Iterable[Task]"]
 _TURN = 0.5  # seconds between looks at the processes
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One process: `command` makes `done`, once all files of `needs` are there."""
+    """One process: `command` makes `done`, once all files of `needs` are there.
+
+    Of those that could start, the one of the lowest `order` does.
+    """
 
     label: str
     command: tuple[str, ...]
     done: Path
     log: Path
     needs: tuple[Path, ...] = ()
+    order: int = 0
 
     @property
     def is_done(self) -> bool:
         return self.done.exists()
 
 
-def run_tasks(tasks: Iterable[Task], *, jobs: int, threads: int, say: Say) -> list[Task]:
+def run_tasks(
+    tasks: Iterable[Task], *, jobs: int, threads: int, say: Say, then: Then | None = None
+) -> list[Task]:
     """Run what is not done yet, `jobs` side by side with so many threads each; those that failed.
 
-    A task that fails does not stop the others, but what needs it is left out. Interrupted (Ctrl-C
+    `then` is called with each task that has come to its end, and returns what can be run since. A
+    task that fails does not stop the others, but what needs it is left out. Interrupted (Ctrl-C
     or SIGTERM), it ends the processes in the way of a signal, which saves their runs, and raises
     KeyboardInterrupt.
     """
@@ -56,11 +64,15 @@ def run_tasks(tasks: Iterable[Task], *, jobs: int, threads: int, say: Say) -> li
                 minutes = (time.monotonic() - began) / 60
                 if task.is_done:
                     done = total - len(waiting) - len(running) - len(failed)
-                    say(f"{task.label}: done in {minutes:.1f} min ({done} of {total})")
+                    told = f"{done} of {total}" if then is None else f"{done}"
+                    say(f"{task.label}: done in {minutes:.1f} min ({told})")
+                    more = [] if then is None else [t for t in then(task) if not t.is_done]
+                    waiting, total = waiting + more, total + len(more)
                 else:
                     failed.append(task)
                     say(f"{task.label}: failed with exit code {process.returncode}: {_last(task)}")
             ready = [task for task in waiting if all(path.exists() for path in task.needs)]
+            ready.sort(key=lambda task: task.order)
             for task in ready[: max(jobs - len(running), 0)]:
                 waiting.remove(task)
                 running[_start(task, threads)] = (task, time.monotonic())

@@ -1,8 +1,7 @@
 """Running a pipeline: what is not done yet, side by side where it can be, and on from there.
 
-Stages whose inputs are there are run together in waves; the evaluations of finished stages go along
-with the next wave. Everything is a process that a user could start by hand, and says so in the
-stage's log.
+A stage is run as soon as its inputs are there, its evaluation once it is done and a place is free.
+Everything is a process that a user could start by hand, and says so in the stage's log.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from r1lab.pipeline.measure import (
 from r1lab.pipeline.plan import Stage
 from r1lab.recipe_stages import PipelineRecipe
 from r1lab.tasks import Task, check_failed, run_tasks
+from r1lab.types import RunStopped
 
 Say = Callable[[str], None]
 
@@ -43,27 +43,19 @@ class PipelineRun:
     jobs: int = 1
     say: Say = print
     _held_out: set[str] | None = None
+    _begun: dict[str, Task] = field(default_factory=dict)
 
     def go(self) -> None:
         """Run everything that is wanted. Raises RunStopped where a stage fails."""
         for stage in self.stages:
             if stage.name in self.again:
                 self._set_aside(stage, "it was to be run again")
-        while True:
-            ready = [stage for stage in self.stages if self._is_ready(stage)]
-            tasks = [self._stage_task(stage) for stage in ready] + self._evaluations()
-            if not tasks:
-                break
-            cores = len(os.sched_getaffinity(0))
-            jobs = min(self.jobs, len(tasks))
-            failed = run_tasks(tasks, jobs=jobs, threads=max(cores // jobs, 1), say=self.say)
-            for stage in ready:
-                if stage.ended.exists() and stage.artefact.exists():
-                    self._finish(stage)
-            for stage in self.stages:
-                if self._lacks_figures(stage) and summary_file(stage).exists():
-                    write_figures(stage, figures_of(stage, self.recipe))
-            check_failed(failed, len(tasks))
+        cores = len(os.sched_getaffinity(0))
+        jobs = min(self.jobs, cores)
+        failed = run_tasks(
+            self._next(), jobs=jobs, threads=cores // jobs, say=self.say, then=self._after
+        )
+        check_failed(failed, len(self._begun))
 
     def state(self, stage: Stage) -> str:
         """`done`, `to do`, `changed` (its inputs or its recipe have become others) or `waits`."""
@@ -74,6 +66,36 @@ class PipelineRun:
         if not record:
             return "to do"
         return "done" if record.get("fingerprint") == self._fingerprint(stage) else "changed"
+
+    # --- what can be run ---------------------------------------------------------------------
+
+    def _next(self) -> list[Task]:
+        """Stages whose inputs are there, then evaluations of those that are done."""
+        found: list[Task] = []
+        for stage in self.stages:  # in their order: one that is found done frees those behind it
+            if stage.name not in self._begun and self._is_ready(stage):
+                task = self._begun[stage.name] = self._stage_task(stage)
+                if task.is_done:  # the driver was stopped before it could write that down
+                    self._finish(stage)
+                else:
+                    found.append(task)
+        for stage in self.stages:
+            task = self._evaluation(stage)
+            if task.label not in self._begun and self._lacks_figures(stage):
+                self._begun[task.label] = task
+                if task.is_done:
+                    write_figures(stage, figures_of(stage, self.recipe))
+                else:
+                    found.append(task)
+        return found
+
+    def _after(self, task: Task) -> list[Task]:
+        for stage in self.stages:
+            if task.label == stage.name:
+                self._finish(stage)
+            elif task.done == summary_file(stage):
+                write_figures(stage, figures_of(stage, self.recipe))
+        return self._next()
 
     # --- single stages -----------------------------------------------------------------------
 
@@ -99,10 +121,18 @@ class PipelineRun:
         self.say(f"{stage.name}: none of {looked_at:,} questions is held out")
         stage.folder.mkdir(parents=True, exist_ok=True)
         _write(stage.folder / "begun.json", {"fingerprint": fingerprint, "questions": looked_at})
-        return Task(stage.name, stage.command, stage.ended, stage.folder / "log.txt")
+        return Task(
+            stage.name, stage.command, stage.ended, stage.folder / "log.txt",
+            order=self.stages.index(stage),
+        )  # fmt: skip
 
     def _finish(self, stage: Stage) -> None:
         """Write what it was made from beside the artefact, then that it is done."""
+        if not stage.artefact.exists():
+            raise RunStopped(
+                f"stage {stage.name}: it came to its end, but {stage.artefact} is not there; "
+                f"run it again with --from {stage.name}"
+            )
         lineage = write_lineage(
             stage.artefact,
             stage=stage.kind,
@@ -134,17 +164,15 @@ class PipelineRun:
         wanted = stage.is_model and stage.settings.evaluate and bool(self.recipe.suites)
         return wanted and self.state(stage) == "done" and read_figures(stage) is None
 
-    def _evaluations(self) -> list[Task]:
-        return [
-            Task(
-                f"{stage.name}, evaluation",
-                (sys.executable, "-m", "r1lab", *evaluation_command(stage, self.recipe)),
-                summary_file(stage),
-                stage.folder / "evaluation.log",
-            )
-            for stage in self.stages
-            if self._lacks_figures(stage)
-        ]
+    def _evaluation(self, stage: Stage) -> Task:
+        return Task(
+            f"{stage.name}, evaluation",
+            (sys.executable, "-m", "r1lab", *evaluation_command(stage, self.recipe)),
+            summary_file(stage),
+            stage.folder / "evaluation.log",
+            # Nothing waits for it: the stages go first.
+            order=len(self.stages) + self.stages.index(stage),
+        )
 
 
 def _record(stage: Stage) -> dict[str, Any]:

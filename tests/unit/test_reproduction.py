@@ -135,6 +135,23 @@ def test_tasks_run_in_their_order_and_failures_stop_only_what_needs_them(tmp_pat
     assert run_tasks([run, base], jobs=1, threads=1, say=said.append) == []
 
 
+def test_tasks_bring_others_and_the_lowest_order_goes_first(tmp_path):
+    def ordered(name: str, order: int) -> Task:
+        done = tmp_path / name
+        return Task(name, (sys.executable, "-c", touch(done)), done, tmp_path / "log", order=order)
+
+    first, late, soon = ordered("first", 0), ordered("late", 9), ordered("soon", 1)
+    said: list[str] = []
+    failed = run_tasks(
+        [late, first], jobs=1, threads=1, say=said.append,
+        then=lambda done: [soon, first] if done is first else [],
+    )  # fmt: skip
+    assert failed == []
+    assert [line.split(":")[0] for line in said if line.endswith("started")] == [
+        "first", "soon", "late",
+    ]  # fmt: skip
+
+
 def test_an_interrupted_campaign_ends_its_processes(tmp_path):
     code = f"""
 import sys
