@@ -44,33 +44,35 @@ def read_seed(folder: Path) -> dict[str, Any]:
 
 
 def record_of(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is committed: stages in order, students, and the final comparison over seeds."""
+    """What is committed: stages in order, then students; means over seeds.
+
+    Beside each mean stand `NAME_interval` (95%, null with one seed) and `NAME_by_seed`.
+    """
     first = seeds[0]
 
-    def over(stage: str, figure: str) -> dict[str, Any]:
-        values = [seed[stage][figure] for seed in seeds if stage in seed]
+    def over(name: str, stage: str, figure: str) -> dict[str, Any]:
+        values = [seed[stage][figure] for seed in seeds]
+        if None in values:
+            return {name: None, f"{name}_interval": None, f"{name}_by_seed": values}
         mean, low, high = over_seeds(values)
-        return {"mean": mean, "low": low, "high": high, "by_seed": values}
+        interval = None if low is None else [low, high]
+        return {name: mean, f"{name}_interval": interval, f"{name}_by_seed": values}
 
-    return {
-        "seeds": len(seeds),
-        "stages": [
-            {
-                "name": stage,
-                "accuracy": over(stage, "pass_at_1"),
-                **{figure: over(stage, figure) for figure in FIGURES[1:]},
-                "suites": {
-                    suite: over_suite(seeds, stage, suite) for suite in first[stage]["suites"]
-                },
-            }
-            for stage in STAGES
-        ],
-        "students": [
-            {"name": name, **{way: over(m, "pass_at_1") for way, m in models.items() if m in first}}
-            for name, models in STUDENTS.items()
-            if {models["distilled"], models["rl_only"]} <= set(first)
-        ],
-    }
+    record: dict[str, Any] = {"seeds": len(seeds), "stages": [], "students": []}
+    for stage in STAGES:
+        row = {"name": stage, **over("accuracy", stage, "pass_at_1")}
+        for figure in FIGURES[1:]:
+            row |= over(figure, stage, figure)
+        row["suites"] = {suite: over_suite(seeds, stage, suite) for suite in first[stage]["suites"]}
+        record["stages"].append(row)
+    for name, models in STUDENTS.items():
+        if {models["distilled"], models["rl_only"]} <= set(first):
+            row = {"name": name}
+            for way, model in models.items():
+                if model in first:
+                    row |= over(way, model, "pass_at_1")
+            record["students"].append(row)
+    return record
 
 
 def over_suite(seeds: list[dict[str, Any]], stage: str, suite: str) -> float | None:
@@ -90,22 +92,22 @@ def tables_of(record: dict[str, Any]) -> str:
         f"|{'---|' * (6 + len(suites))}",
     ]
     for stage in record["stages"]:
-        cells = [_said(stage["accuracy"]), *(_said(stage[figure]) for figure in FIGURES[1:])]
+        cells = [_said(stage, name) for name in ("accuracy", *FIGURES[1:])]
         cells += [_number(stage["suites"][suite]) for suite in suites]
         lines.append(f"| {stage['name']} | {' | '.join(cells)} |")
     lines += ["", *_paper(), ""]
     if record["students"]:
         lines += [f"| student | {' | '.join(TAUGHT.values())} |", f"|{'---|' * (1 + len(TAUGHT))}"]
         for row in record["students"]:
-            cells = [_said(row[way]) if way in row else "-" for way in TAUGHT]
+            cells = [_said(row, way) for way in TAUGHT]
             lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+        lines += ["", _paper_students()]
     return "\n".join(lines)
 
 
 def _paper() -> list[str]:
-    """The paper's own stages (data/paper/r1_stages.csv)."""
-    with (ROOT / "data" / "paper" / "r1_stages.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    """The paper's own stages."""
+    rows = _table("r1_stages.csv")
     names = list(rows[0])
     return [
         "The paper's (Nature 2025, Table 2, as in arXiv 2501.12948 v2):",
@@ -116,10 +118,31 @@ def _paper() -> list[str]:
     ]
 
 
-def _said(found: dict[str, Any]) -> str:
-    if found["low"] is None:
-        return _number(found["mean"])
-    return f"{_number(found['mean'])} [{_number(found['low'])}, {_number(found['high'])}]"
+def _paper_students() -> str:
+    """The paper's one student that was taught both ways."""
+    rows = {row["student"]: row for row in _table("r1_distillation.csv")}
+    alone = rows["Qwen2.5-32B trained by RL only (R1-Zero recipe)"]
+    told = (
+        f"{name} {rows['Qwen2.5-32B'][key]} against {alone[key]}"
+        for name, key in (
+            ("AIME 2024", "aime24_pass_at_1"), ("MATH-500", "math500"),
+            ("GPQA Diamond", "gpqa_diamond"), ("LiveCodeBench", "livecodebench"),
+        )
+    )  # fmt: skip
+    return f"The paper's Qwen2.5-32B, distilled against RL alone: {', '.join(told)}."
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    with (ROOT / "data" / "paper" / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def _said(row: dict[str, Any], name: str) -> str:
+    """A figure of a row with its interval, where it has one."""
+    interval = row.get(f"{name}_interval")
+    if interval is None:
+        return _number(row.get(name))
+    return f"{_number(row[name])} [{_number(interval[0])}, {_number(interval[1])}]"
 
 
 def _number(value: float | None) -> str:

@@ -55,15 +55,19 @@ def _curves(axis: Axes, panel: Panel, experiment: Experiment, records: Records) 
     axis.set_title(panel.title)
     # Arms of fewer steps end earlier: what is compared is the same number of steps.
     lengths = {record.steps for arm in arms for record in records[arm]}
-    colours, values = cycle(_COLOURS), list[float]()
-    for arm in arms:
+    # An arm keeps its colour in all panels; several figures in one panel get their own.
+    places = [tuple(experiment.arms).index(arm) for arm in arms]
+    single, values = len(panel.of) == 1, list[float]()
+    colours = cycle(_COLOURS)
+    for arm, place in zip(arms, places, strict=True):
         for name in panel.of:
             curves = [_smooth(record, name, max(lengths)) for record in records[arm]]
             if not all(curves):
                 continue
             what = name.removeprefix("train.").replace("_", " ").replace("at k", "at 16")
-            label = what if len(arms) == 1 else arm if len(panel.of) == 1 else f"{arm}, {what}"
-            _mean_line(axis, curves, next(colours), label)
+            label = what if len(arms) == 1 else arm if single else f"{arm}, {what}"
+            colour = _COLOURS[place % len(_COLOURS)] if single else next(colours)
+            _mean_line(axis, curves, colour, label)
             values += [value for curve in curves for _, value in curve]
     # The interval of few seeds may be wider than the picture: the curves decide how high it is.
     if values:
