@@ -64,7 +64,7 @@ def run_tasks(
                 minutes = (time.monotonic() - began) / 60
                 if task.is_done:
                     done = total - len(waiting) - len(running) - len(failed)
-                    told = f"{done} of {total}" if then is None else f"{done}"
+                    told = f"{done} of {total}" if then is None else f"{done} so far"
                     say(f"{task.label}: done in {minutes:.1f} min ({told})")
                     more = [] if then is None else [t for t in then(task) if not t.is_done]
                     waiting, total = waiting + more, total + len(more)
