@@ -43,6 +43,8 @@ def main() -> int:
         for experiment in experiments:
             campaign = Campaign(options.runs, [experiment], seeds, known=records)
             records = {**records, **read_runs(campaign, experiment)}
+    write_records(records)
+    records = read_records(RECORDS)  # rounded as they are kept: what is said follows from those
     outcomes: list[tuple[Experiment, Outcome]] = []
     for experiment in experiments:
         found, missing = records_of(experiment, records, seeds)
@@ -51,7 +53,6 @@ def main() -> int:
             continue
         outcomes.append((experiment, outcome_of(experiment, found)))
         draw_experiment(experiment, found, DOCS / "reproduction" / f"{experiment.name}.png")
-    write_records(records)
     claims = [outcome.as_dict() for _, outcome in outcomes]
     (DOCS / "reproduction.json").write_text(json.dumps({"claims": claims}, indent=1) + "\n")
     write_tables(outcomes)
