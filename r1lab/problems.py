@@ -57,6 +57,8 @@ class ProblemMixture:
             raise ValueError(f"{len(streams)} streams for {len(weights)} weights")
         self.streams, self.weights = tuple(streams), tuple(weights)
         self.names = tuple(names) or ("",) * len(streams)
+        # One source given twice, with other options, counts its problems twice from 0.
+        self._again = {i for i, name in enumerate(self.names) if name and name in self.names[:i]}
         self.seed = seed
         exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
         if min(exact) <= 0:
@@ -99,6 +101,8 @@ class ProblemMixture:
                     f"{key}: problem {position} ({problem.id!r}): {field} is "
                     f"{getattr(problem, field)!r}, and must be text"
                 )
+        if stream in self._again:
+            problem = replace(problem, id=f"{problem.id}/{stream}")
         return problem if problem.source or not name else replace(problem, source=name)
 
     def __iter__(self) -> Iterator[Problem]:

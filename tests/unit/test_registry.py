@@ -346,3 +346,15 @@ def test_a_mixture_names_the_source_of_a_problem_that_does_not(write):
         sources=(SourceSettings(source=path), SourceSettings(source="boxes"))
     )
     assert {p.source for p in islice(load_mixture(settings, "train"), 50)} == {path, "boxes"}
+
+
+def test_one_source_given_twice_has_ids_of_its_own_each_time():
+    """Its levels are options, and each counts its problems from 0."""
+    recipe = ProblemSettings.model_validate(
+        {"sources": [{"source": "boxes_words", "options": {"levels": [level]}} for level in (1, 2)]}
+    )
+    mixture = load_mixture(recipe, "test")
+    problems = [mixture[index] for index in range(32)]
+    assert len({problem.id for problem in problems}) == 32
+    assert {problem.id.partition("/")[2] for problem in problems} == {"", "1"}
+    assert {problem.source for problem in problems} == {"boxes_words"}
