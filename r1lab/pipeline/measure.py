@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1lab.evaluate.store import read_result
-from r1lab.pipeline.plan import Stage
+from r1lab.pipeline.plan import Stage, read_json
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import RewardSettings
 from r1lab.recipe_stages import PipelineRecipe
@@ -25,7 +25,7 @@ def evaluation_command(stage: Stage, recipe: PipelineRecipe) -> list[str]:
                "--max-tokens", str(recipe.max_tokens), "--dtype", recipe.dtype,
                "--engine", recipe.engine,
                "--num", str(recipe.num_problems), "--k", str(recipe.num_samples),
-               "--out", str(stage.folder / "suites"),
+               "--out", str(stage.figures / "suites"),
                "--summary", str(summary_file(stage))]  # fmt: skip
     for suite in recipe.suites:
         command += ["--suite", suite.name]
@@ -33,8 +33,8 @@ def evaluation_command(stage: Stage, recipe: PipelineRecipe) -> list[str]:
 
 
 def summary_file(stage: Stage) -> Path:
-    """What the evaluation of a stage leaves when all its suites are done."""
-    return stage.folder / "suites.json"
+    """What the evaluation of a stage that is done leaves when all its suites are: of its bytes."""
+    return stage.figures / f"suites-{stage.record['sha256'][:12]}.json"
 
 
 def figures_of(stage: Stage, recipe: PipelineRecipe) -> Figures:
@@ -47,7 +47,7 @@ def figures_of(stage: Stage, recipe: PipelineRecipe) -> Figures:
     results = [read_result(row["file"]) for row in summary["suites"]]
     by_suite = {result["suite"]: _figures(result) for result in results}
     counted = [suite.name for suite in recipe.suites if suite.overall]
-    figures: Figures = {"suites": by_suite}
+    figures: Figures = {"sha256": stage.record["sha256"], "suites": by_suite}
     for name in ("pass_at_1", "cons_at_k", "format", "length"):
         values = [by_suite[suite][name] for suite in counted if by_suite[suite][name] is not None]
         figures[name] = sum(values) / len(values) if values else None
@@ -103,16 +103,15 @@ def _measure(reward: RewardSettings, problems: Sequence[Mapping[str, Any]]) -> f
 
 
 def write_figures(stage: Stage, figures: Figures) -> None:
-    """evaluation.json, beside the stage's own files."""
-    path = stage.folder / "evaluation.json"
+    """evaluation.json, in the stage's folder of this pipeline."""
+    path = stage.figures / "evaluation.json"
     path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def read_figures(stage: Stage) -> Figures | None:
-    """A stage's figures, None where it was not evaluated."""
-    path = stage.folder / "evaluation.json"
-    found: Figures | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return found
+    """A stage's figures, None where it was not evaluated, or as another model."""
+    found = read_json(stage.figures / "evaluation.json")
+    return found if found and found["sha256"] == stage.record.get("sha256") else None
 
 
 def table_of(stages: Sequence[Stage], recipe: PipelineRecipe) -> list[str]:

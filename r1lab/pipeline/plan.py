@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from r1lab.hints import nearest
 from r1lab.recipe import PretrainRecipe, TrainRecipe
@@ -42,6 +43,7 @@ REWARD_MODEL = "r1lab.stages.scorer:reward_model"
 class Stage:
     """One stage of a pipeline, as it is to be run.
 
+    figures     the folder of its evaluation: a pipeline's own, also where stages are shared
     recipe      its resolved recipe, inputs filled in
     overrides   what the pipeline changes of the recipe's file, `--key value` in one list
     parents     the stages whose artefacts it takes, and where those lie
@@ -51,6 +53,7 @@ class Stage:
     settings: StageSettings
     path: Path
     folder: Path
+    figures: Path
     recipe: Section
     overrides: tuple[str, ...]
     parents: Mapping[str, str]
@@ -77,6 +80,11 @@ class Stage:
     def is_model(self) -> bool:
         """Whether it leaves a language model, which can be evaluated."""
         return self.kind not in ("sample", "reward_model")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What stage.json says of it since it is done; empty before."""
+        return read_json(self.folder / "stage.json")
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -113,7 +121,7 @@ def stages_of(recipe: PipelineRecipe, *, beside: Path, quick: bool = False) -> l
         resolved = load_recipe(path, overrides, schema=SCHEMAS[settings.kind])
         names = [settings.model, settings.teacher, settings.reward_model, *settings.rows]
         found[name] = Stage(
-            name, settings, path, folder, resolved,
+            name, settings, path, folder, out / name, resolved,
             tuple(word for key, text in overrides for word in (f"--{key}", text)),
             {name: str(found[name].artefact) for name in names if name is not None},
         )  # fmt: skip
@@ -204,3 +212,9 @@ def _inputs(
         path = str(found[settings.reward_model].artefact)
         overrides += [(f"rewards.{i}.options.path", path) for i in places]
     return overrides
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, empty where there is none."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found

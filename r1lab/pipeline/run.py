@@ -25,7 +25,7 @@ from r1lab.pipeline.measure import (
     summary_file,
     write_figures,
 )
-from r1lab.pipeline.plan import Stage
+from r1lab.pipeline.plan import Stage, read_json
 from r1lab.recipe_stages import PipelineRecipe
 from r1lab.tasks import Task, check_failed, run_tasks
 from r1lab.types import RunStopped
@@ -61,8 +61,8 @@ class PipelineRun:
         """`done`, `to do`, `changed` (its inputs or its recipe have become others) or `waits`."""
         inputs = [other for other in self.stages if other.name in stage.parents]
         if any(self.state(other) != "done" for other in inputs):
-            return "waits" if not _record(stage) else "changed"
-        record = _record(stage)
+            return "waits" if not stage.record else "changed"
+        record = stage.record
         if not record:
             return "to do"
         return "done" if record.get("fingerprint") == self._fingerprint(stage) else "changed"
@@ -80,9 +80,8 @@ class PipelineRun:
                 else:
                     found.append(task)
         for stage in self.stages:
-            task = self._evaluation(stage)
-            if task.label not in self._begun and self._lacks_figures(stage):
-                self._begun[task.label] = task
+            if _evaluation_of(stage) not in self._begun and self._lacks_figures(stage):
+                task = self._begun[_evaluation_of(stage)] = self._evaluation(stage)
                 if task.is_done:
                     write_figures(stage, figures_of(stage, self.recipe))
                 else:
@@ -93,7 +92,7 @@ class PipelineRun:
         for stage in self.stages:
             if task.label == stage.name:
                 self._finish(stage)
-            elif task.done == summary_file(stage):
+            elif task.label == _evaluation_of(stage):
                 write_figures(stage, figures_of(stage, self.recipe))
         return self._next()
 
@@ -106,13 +105,13 @@ class PipelineRun:
         )
 
     def _fingerprint(self, stage: Stage) -> str:
-        digests = {other.name: _record(other)["sha256"] for other in self.stages
+        digests = {other.name: other.record["sha256"] for other in self.stages
                    if other.name in stage.parents}  # fmt: skip
         return stage.fingerprint(digests)
 
     def _stage_task(self, stage: Stage) -> Task:
         fingerprint = self._fingerprint(stage)
-        begun = _read(stage.folder / "begun.json").get("fingerprint")
+        begun = read_json(stage.folder / "begun.json").get("fingerprint")
         if stage.folder.exists() and begun != fingerprint:
             self._set_aside(stage, "its recipe or its inputs have become others")
         if self._held_out is None:
@@ -144,7 +143,7 @@ class PipelineRun:
         record = {
             "fingerprint": self._fingerprint(stage),
             "sha256": lineage.sha256,
-            "questions_checked": _read(stage.folder / "begun.json").get("questions"),
+            "questions_checked": read_json(stage.folder / "begun.json").get("questions"),
         }
         _write(stage.folder / "stage.json", record)
 
@@ -166,22 +165,17 @@ class PipelineRun:
 
     def _evaluation(self, stage: Stage) -> Task:
         return Task(
-            f"{stage.name}, evaluation",
+            _evaluation_of(stage),
             (sys.executable, "-m", "r1lab", *evaluation_command(stage, self.recipe)),
             summary_file(stage),
-            stage.folder / "evaluation.log",
+            stage.figures / "evaluation.log",
             # Nothing waits for it: the stages go first.
             order=len(self.stages) + self.stages.index(stage),
         )
 
 
-def _record(stage: Stage) -> dict[str, Any]:
-    return _read(stage.folder / "stage.json")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+def _evaluation_of(stage: Stage) -> str:
+    return f"{stage.name}, evaluation"
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
