@@ -212,12 +212,15 @@ def results_beside(place: Path) -> Iterator[dict[str, Any]]:
     run = _run_of(place)
     if run is None:
         yield from map(_json, sorted(place.glob("eval/*.json")))
+        if (place.parent / "stage.json").is_file():  # of a pipeline, which evaluated it
+            yield from map(_json, sorted(place.parent.glob("suites/*.json")))
         return
     step = place.resolve().parent.name
     at_step = run.eval_path / f"step-{int(step.removeprefix('step-')):06d}.json"
     if at_step.is_file():
         yield _json(at_step)
-    for file in sorted(run.eval_path.glob("suites/*.json")):
+    of_stage = run.path.glob("suites/*.json") if (run.path / "stage.json").is_file() else ()
+    for file in sorted((*run.eval_path.glob("suites/*.json"), *of_stage)):
         result = _json(file)
         if step in Path(str((result.get("plan") or {}).get("model"))).parts:
             yield result

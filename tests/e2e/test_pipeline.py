@@ -65,6 +65,8 @@ def test_a_model_says_what_it_was_made_from(made, capsys):
     said = capsys.readouterr().out
     for name in ("answers", "r1", "rules", "dev3", "samples", "dev2", "dev1", "zero", "base"):
         assert f"r1-nano-{name}" in said, name
+    (sft,) = (line for line in said.splitlines() if "r1-nano-dev3 (sft)" in line)
+    assert "boxes" in sft and "derivations" in sft  # what the pipeline measured of it
 
 
 def test_a_stage_is_made_anew_with_all_that_take_anything_of_it(made, capsys):

@@ -181,3 +181,14 @@ def test_a_parent_has_to_be_there(tmp_path: Path) -> None:
     record = write_lineage(tmp_path / "m", stage="sft", parents=["owner/base"])
     assert record.parents[0].sha256 is None
     assert tree_lines(lineage_tree(tmp_path / "m"))[1] == "└── owner/base (base)"
+
+
+def test_what_a_pipeline_measured_of_a_stage_stands_in_the_tree(tmp_path: Path) -> None:
+    folder = model(tmp_path / "dev1/model")
+    write_lineage(folder, stage="sft", parents=[], recipe=RECIPE, template="compact")
+    found = {"suite": "boxes", "overall": {"pass_at_1": {"value": 0.5, "low": 0.4, "high": 0.6}}}
+    (tmp_path / "dev1/suites").mkdir()
+    (tmp_path / "dev1/suites/boxes-1.json").write_text(json.dumps(found))
+    assert lineage_tree(folder).figures == ()  # nobody says that these are a stage's
+    (tmp_path / "dev1/stage.json").write_text("{}")
+    assert lineage_tree(folder).figures == (Figure("boxes", 0.5, 0.4, 0.6),)
