@@ -13,6 +13,7 @@ from r1lab.cli import main
 from r1lab.digests import artefact_sha256
 from r1lab.lineage import (
     Figure,
+    figures_of,
     lineage_tree,
     read_lineage,
     tree_lines,
@@ -189,6 +190,6 @@ def test_what_a_pipeline_measured_of_a_stage_stands_in_the_tree(tmp_path: Path) 
     found = {"suite": "boxes", "overall": {"pass_at_1": {"value": 0.5, "low": 0.4, "high": 0.6}}}
     (tmp_path / "dev1/suites").mkdir()
     (tmp_path / "dev1/suites/boxes-1.json").write_text(json.dumps(found))
-    assert lineage_tree(folder).figures == ()  # nobody says that these are a stage's
+    assert figures_of(folder) == ()  # nobody says that these are a stage's
     (tmp_path / "dev1/stage.json").write_text("{}")
-    assert lineage_tree(folder).figures == (Figure("boxes", 0.5, 0.4, 0.6),)
+    assert figures_of(folder) == (Figure("boxes", 0.5, 0.4, 0.6),)
