@@ -110,8 +110,8 @@ def write_figures(stage: Stage, figures: Figures) -> None:
 
 def read_figures(stage: Stage) -> Figures | None:
     """A stage's figures, None where it was not evaluated, or as another model."""
-    found = read_json(stage.figures / "evaluation.json")
-    return found if found and found["sha256"] == stage.record.get("sha256") else None
+    found, sha256 = read_json(stage.figures / "evaluation.json"), stage.record.get("sha256")
+    return found if sha256 is not None and found.get("sha256") == sha256 else None
 
 
 def table_of(stages: Sequence[Stage], recipe: PipelineRecipe) -> list[str]:
