@@ -1,10 +1,11 @@
-"""The tables of docs/r1-pipeline.md, and r1-pipeline.json beside it, from finished pipelines.
+"""Tables and picture of docs/r1-pipeline.md, and r1-pipeline.json beside it.
+
+All from finished pipelines:
 
     python scripts/write_pipeline.py runs/r1/nano runs/r1/nano-1 runs/r1/nano-2
     python scripts/write_pipeline.py            # the page again, from the committed JSON
 
-One folder a seed. The first is told stage by stage; the last comparison has all seeds, with a 95%
-interval over them (Student's t).
+One folder a seed; a figure is the mean over them, with a 95% interval (Student's t).
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from r1lab.report.curves import BLUE, GREEN, GREY, ORANGE, STYLE
 from r1lab.reproduce.measure import over_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RECORD = ROOT / "docs" / "r1-pipeline.md", ROOT / "docs" / "r1-pipeline.json"
+PICTURE = ROOT / "docs" / "r1-pipeline.png"
+# Rows of the paper's table that are drawn, per cent all: reasoning, following, helpfulness.
+DRAWN = {"AIME 2024 pass@1": BLUE, "IF-Eval": ORANGE, "AlpacaEval 2": GREEN}
 BEGIN, END = "<!-- tables: scripts/write_pipeline.py -->", "<!-- end of the tables -->"
 STAGES = ("zero", "dev1", "dev2", "dev3", "r1")
 # By student: the models that became of it, by how they were taught.
@@ -139,6 +144,58 @@ def tables_of(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def draw(record: dict[str, Any]) -> None:
+    """Ours and the paper's, stage by stage, and the students, side by side."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(13, 3.6), layout="constrained")
+        ours, paper, students = figure.subplots(1, 3)
+        names = [stage["name"] for stage in record["stages"]]
+        for key, label, colour in (
+            ("accuracy", "pass@1", BLUE), ("language", "in words", ORANGE),
+        ):  # fmt: skip
+            values = [stage[key] for stage in record["stages"]]
+            ours.errorbar(
+                names, values, yerr=_whiskers(record["stages"], key), color=colour, marker="o",
+                capsize=3, label=label,
+            )  # fmt: skip
+        everyday = [stage["suites"]["everyday"] for stage in record["stages"]]
+        ours.plot(names, everyday, color=GREEN, marker="o", label="everyday requests")
+        ours.set_title(f"Ours, mean of {record['seeds']} seeds")
+        for row in _table("r1_stages.csv"):
+            if row["benchmark"] in DRAWN:
+                values = [float(row[name]) for name in ("r1_zero", *STAGES[1:])]
+                paper.plot(names, values, "o-", color=DRAWN[row["benchmark"]],
+                           label=row["benchmark"])  # fmt: skip
+        paper.set_title("The paper's, on its own scale (%)")
+        ways = {"before": GREY, "distilled": BLUE, "on_policy": GREEN, "rl_only": ORANGE}
+        for place, (way, colour) in enumerate(ways.items()):
+            rows = [(at, row) for at, row in enumerate(record["students"]) if way in row]
+            students.bar(
+                [at + 0.2 * (place - 1.5) for at, _ in rows], [row[way] for _, row in rows], 0.18,
+                yerr=_whiskers([row for _, row in rows], way), color=colour, capsize=3,
+                label=TAUGHT[way],
+            )  # fmt: skip
+        students.set_xticks(
+            range(len(record["students"])), [row["name"] for row in record["students"]]
+        )
+        students.set_title("Students, pass@1")
+        for axis in (ours, paper, students):
+            axis.set_ylim(bottom=0)
+            axis.legend(loc="best")
+        figure.savefig(PICTURE, dpi=130, metadata={"Software": None})
+
+
+def _whiskers(rows: list[dict[str, Any]], name: str) -> list[list[float]] | None:
+    """Below and above the means, as error bars want them; None with one seed."""
+    if any(row[f"{name}_interval"] is None for row in rows):
+        return None
+    below = [row[name] - row[f"{name}_interval"][0] for row in rows]
+    return [below, [row[f"{name}_interval"][1] - row[name] for row in rows]]
+
+
 def _paper() -> list[str]:
     """The paper's own stages."""
     rows = _table("r1_stages.csv")
@@ -196,6 +253,7 @@ def main() -> None:
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     behind = rest.partition(END)[2]
+    draw(record)
     PAGE.write_text(f"{before}{BEGIN}\n\n{tables_of(record)}\n\n{END}{behind}", encoding="utf-8")
     print(json.dumps({"stages": [stage["name"] for stage in record["stages"]]}))
 
