@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -256,10 +257,16 @@ class _unreadable:
 
 
 def _load_tokenizer(folder: Path, path: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, TokenizersBackend
 
+    settings = folder / "tokenizer_config.json"
     with _unreadable(path, "its tokenizer does not load"), _quietly():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        # Where tokenizer.json says all of it, AutoTokenizer would for some kinds of models (Qwen2)
+        # take a class that splits text in its own way, whatever the file says.
+        whole = said.get("tokenizer_class") == TokenizersBackend.__name__
+        kind = TokenizersBackend if whole else AutoTokenizer
+        return kind.from_pretrained(folder, local_files_only=True)
 
 
 def _download(name: str) -> Path:

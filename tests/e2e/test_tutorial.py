@@ -81,7 +81,7 @@ def test_the_page_from_its_text(folder, capsys):
 
 
 @pytest.mark.long
-def test_the_model_learns_the_puzzle(folder, capsys):
+def test_the_model_learns_the_puzzle(folder):
     follow(folder, {"ARGS": "", "EVAL": ""})
     before = json.loads((folder / "runs/swaps/eval/step-000000.json").read_text())["overall"]
     after = json.loads((folder / "runs/swaps/eval/step-000030.json").read_text())["overall"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM
+from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from r1lab.model.load import end_tokens, load_base, shipped_models
 from r1lab.recipe import ModelSettings
@@ -39,6 +39,18 @@ def test_a_folder_gives_the_model_its_tokenizer_and_itself(folder: Path):
     assert where == folder and tokenizer.eos_token == "<eos>"
     assert model.dtype == torch.bfloat16
     assert model.config._experts_implementation == "eager"
+
+
+def test_a_tokenizer_is_what_its_file_says_whatever_the_kind_of_model(tmp_path: Path):
+    """transformers has a class of its own for Qwen2, which would split text in another way."""
+    config = Qwen2Config(
+        vocab_size=tiny.VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1,
+    )  # fmt: skip
+    folder = tiny.save(Qwen2ForCausalLM(config), tmp_path / "qwen2")
+    _, tokenizer, _ = load_base(ModelSettings(path=str(folder), dtype="float32"))
+    tokens = list(tiny.prompts(1)[0])
+    assert tokenizer(tokenizer.decode(tokens))["input_ids"] == tokens
 
 
 def test_the_shipped_base_loads_by_name():
