@@ -117,7 +117,7 @@ def quick_tokenizer(folder: Path, path: str) -> QuickTokenizer | None:
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    special = _special_tokens(folder)
+    special = tokenizer_settings(folder)
     unknown = special.get("unk_token")
     spelt = unknown.get("content") if isinstance(unknown, dict) else unknown
     return QuickTokenizer(
@@ -208,7 +208,7 @@ def _torn(file: Path, path: str, what: str) -> RecipeError:
 
 
 def _check_end_of_sequence(folder: Path, path: str) -> None:
-    tokens = _special_tokens(folder)
+    tokens = tokenizer_settings(folder)
     if tokens.get("tokenizer_class") in _GENERIC_TOKENIZERS and not tokens.get("eos_token"):
         raise no_end_of_sequence(path)
 
@@ -221,7 +221,7 @@ def no_end_of_sequence(path: str) -> RecipeError:
     )
 
 
-def _special_tokens(folder: Path) -> Values:
+def tokenizer_settings(folder: Path) -> Values:
     """What the tokenizer's small files say, those of special_tokens_map.json underneath."""
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ from r1lab.model.files import (
     check_folder,
     check_vocabulary,
     no_end_of_sequence,
+    tokenizer_settings,
 )
 from r1lab.recipe import ModelSettings
 from r1lab.types import R1labError, RecipeError
@@ -259,13 +259,11 @@ class _unreadable:
 def _load_tokenizer(folder: Path, path: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, TokenizersBackend
 
-    settings = folder / "tokenizer_config.json"
+    # Where tokenizer.json says all of it, AutoTokenizer would for some kinds of models (Qwen2) take
+    # a class that splits text in its own way, whatever the file says.
+    whole = tokenizer_settings(folder).get("tokenizer_class") == TokenizersBackend.__name__
+    kind = TokenizersBackend if whole else AutoTokenizer
     with _unreadable(path, "its tokenizer does not load"), _quietly():
-        said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        # Where tokenizer.json says all of it, AutoTokenizer would for some kinds of models (Qwen2)
-        # take a class that splits text in its own way, whatever the file says.
-        whole = said.get("tokenizer_class") == TokenizersBackend.__name__
-        kind = TokenizersBackend if whole else AutoTokenizer
         return kind.from_pretrained(folder, local_files_only=True)
 
 

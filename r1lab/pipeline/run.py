@@ -43,17 +43,16 @@ class PipelineRun:
     jobs: int = 1
     say: Say = print
     _held_out: set[str] | None = None
-    _begun: dict[str, Task] = field(default_factory=dict)
+    _begun: set[str] = field(default_factory=set)
 
     def go(self) -> None:
         """Run everything that is wanted. Raises RunStopped where a stage fails."""
         for stage in self.stages:
             if stage.name in self.again:
                 self._set_aside(stage, "it was to be run again")
-        cores = len(os.sched_getaffinity(0))
-        jobs = min(self.jobs, cores)
+        threads = max(len(os.sched_getaffinity(0)) // self.jobs, 1)
         failed = run_tasks(
-            self._next(), jobs=jobs, threads=cores // jobs, say=self.say, then=self._after
+            self._next(), jobs=self.jobs, threads=threads, say=self.say, then=self._after
         )
         check_failed(failed, len(self._begun))
 
@@ -74,27 +73,30 @@ class PipelineRun:
         found: list[Task] = []
         for stage in self.stages:  # in their order: one that is found done frees those behind it
             if stage.name not in self._begun and self._is_ready(stage):
-                task = self._begun[stage.name] = self._stage_task(stage)
-                if task.is_done:  # the driver was stopped before it could write that down
-                    self._finish(stage)
-                else:
-                    found.append(task)
+                found += self._begin(self._stage_task(stage))
         for stage in self.stages:
             if _evaluation_of(stage) not in self._begun and self._lacks_figures(stage):
-                task = self._begun[_evaluation_of(stage)] = self._evaluation(stage)
-                if task.is_done:
-                    write_figures(stage, figures_of(stage, self.recipe))
-                else:
-                    found.append(task)
+                found += self._begin(self._evaluation(stage))
         return found
 
+    def _begin(self, task: Task) -> list[Task]:
+        """The task, unless it has ended already and a stopped driver did not write that down."""
+        self._begun.add(task.label)
+        if not task.is_done:
+            return [task]
+        self._write_down(task)
+        return []
+
     def _after(self, task: Task) -> list[Task]:
+        self._write_down(task)
+        return self._next()
+
+    def _write_down(self, task: Task) -> None:
         for stage in self.stages:
             if task.label == stage.name:
                 self._finish(stage)
             elif task.label == _evaluation_of(stage):
                 write_figures(stage, figures_of(stage, self.recipe))
-        return self._next()
 
     # --- single stages -----------------------------------------------------------------------
 
