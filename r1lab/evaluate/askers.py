@@ -163,7 +163,7 @@ def _text(choice: dict[str, Any]) -> str:
     if "message" not in choice:
         return str(choice.get("text") or "")
     message = choice["message"]
-    # vLLM 0.31 says `reasoning`, older versions and other servers `reasoning_content`.
+    # vLLM 0.32 says `reasoning`, older versions and other servers `reasoning_content`.
     thinking = message.get("reasoning") or message.get("reasoning_content")
     content = str(message.get("content") or "")
     if not thinking:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # What the two say to each other; raised with every change of it.
 PROTOCOL = 1
-LEAST_VLLM = (0, 31)
+LEAST_VLLM = (0, 32)
 KEY_VARIABLE = "R1LAB_SERVER_KEY"
 FOLDER_VARIABLE = "R1LAB_WEIGHTS_FOLDER"
 BASE = ""  # in place of a run's token: the weights that the server was started with

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
 
 Attention = Literal["auto", "mla", "decompressed"]
+# On CPUs with AMX, vLLM 0.32 prefers a backend that discards kv_b_proj's weight once it is packed,
+# so that no weights can be loaded into it a second time. The reference backend keeps the weight.
+CPU_MLA_BACKEND = "CPU_MLA"
 
 
 class VllmSampler:
@@ -66,7 +69,7 @@ class VllmSampler:
             )
         config = load_config(Path(model_folder), str(model_folder))
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        choose_attention(config, attention)
+        uses_mla_kernel = choose_attention(config, attention)
         with mends.process_state_kept(), mends.quiet_start():
             from vllm import LLM, envs
             from vllm.platforms import current_platform
@@ -80,6 +83,8 @@ class VllmSampler:
                 options["enable_return_routed_experts"] = True
             if on_cpu:
                 options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
+                if uses_mla_kernel:
+                    options["attention_config"] = {"backend": CPU_MLA_BACKEND}
             else:
                 options["gpu_memory_utilization"] = gpu_memory_utilization
             if _launched():
@@ -256,8 +261,11 @@ def _launched() -> bool:
     return all(name in os.environ for name in needed)
 
 
-def choose_attention(config: PretrainedConfig, attention: Attention) -> None:
-    """vLLM's settings that exist only as environment variables, of an engine built after this."""
+def choose_attention(config: PretrainedConfig, attention: Attention) -> bool:
+    """Set what exists only as environment variables for an engine that is built after this.
+
+    Returns whether that engine attends with vLLM's latent attention (MLA) kernel.
+    """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if is_v3_style(config.model_type):
         fits = fits_mla_kernel(config.kv_lora_rank, config.qk_rope_head_dim)
@@ -269,3 +277,5 @@ def choose_attention(config: PretrainedConfig, attention: Attention) -> None:
             )
         kernel = attention == "mla" or (attention == "auto" and fits)
         os.environ["VLLM_MLA_DISABLE"] = "0" if kernel else "1"
+        return kernel
+    return False

@@ -1,4 +1,4 @@
-"""What must be mended in vLLM (0.31, CPU build) before it samples right and stays right.
+"""What must be mended in vLLM (0.32, CPU build) before it samples right and stays right.
 
 Each mend is one function that says what is wrong and why; `tests/parity/test_vllm_mends.py` shows
 for each that vLLM is wrong without it (but for `embeddings_in_place`, which spares time), and fails
@@ -76,14 +76,13 @@ def embeddings_in_place() -> Iterator[None]:
     looked up) and copies it over: with 49,152 words that was half of a reload, and a second copy of
     them stayed. `repack_head` must follow.
     """
-    from vllm.model_executor.model_loader.reload import layerwise
+    from vllm.model_executor.model_loader.reload import inplace, layerwise
     from vllm.platforms import current_platform
-    from vllm.v1.worker import gpu_model_runner
 
     if not current_platform.is_cpu():
         yield
         return
-    begin = gpu_model_runner.initialize_layerwise_reload
+    begin = inplace.initialize_layerwise_reload
 
     def begin_but_for_embeddings(model: torch.nn.Module) -> None:
         begin(model)
@@ -92,11 +91,11 @@ def embeddings_in_place() -> Iterator[None]:
             layerwise._place_kernel_tensors(module, info)
             info.reset()
 
-    gpu_model_runner.initialize_layerwise_reload = begin_but_for_embeddings
+    inplace.initialize_layerwise_reload = begin_but_for_embeddings
     try:
         yield
     finally:
-        gpu_model_runner.initialize_layerwise_reload = begin
+        inplace.initialize_layerwise_reload = begin
 
 
 def _embeddings(model: torch.nn.Module) -> list[Any]:

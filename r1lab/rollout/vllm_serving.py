@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1lab.rollout.server_facts import KEY_VARIABLE
-from r1lab.rollout.vllm_engine import choose_attention
+from r1lab.rollout.vllm_engine import CPU_MLA_BACKEND, choose_attention
 from r1lab.rollout.vllm_facts import installed_build
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def engine_arguments(
     kv_cache_gib: float, gpu_memory_utilization: float, tensor_parallel_size: int = 1,
 ) -> list[str]:  # fmt: skip
     """What an engine needs here: the arguments of `vllm serve`, the environment set to match."""
-    choose_attention(config, "auto")
+    uses_mla_kernel = choose_attention(config, "auto")
     longest = max_model_len or config.max_position_embeddings
     arguments = [
         "--model", str(folder), "--dtype", dtype, "--max-model-len", str(longest),
@@ -62,6 +62,8 @@ def engine_arguments(
         # The worker in the engine's process: one process less that imports everything.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         arguments += ["--distributed-executor-backend", "uni"]
+    if uses_mla_kernel:
+        arguments += ["--attention-backend", CPU_MLA_BACKEND]
     return [
         *arguments, "--enforce-eager", "--kv-cache-memory-bytes", str(int(kv_cache_gib * 2**30)),
         # A request with a seed of its own fails there when its prompt is split over two steps.

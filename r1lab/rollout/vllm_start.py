@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from r1lab.types import RecipeError
 
-# What vLLM and torch say (vLLM 0.31): the cache does not hold one sequence; memory ran out; vLLM
+# What vLLM and torch say (vLLM 0.32): the cache does not hold one sequence; memory ran out; vLLM
 # has no such model.
 _NO_CACHE = ("available memory for the cache", "kv cache is needed", "stored in kv cache",
              "available kv cache memory")  # fmt: skip

@@ -4,7 +4,7 @@ vLLM's own parsers for `<think> </think>` (deepseek_r1 and its kin) know the tag
 ids: they refuse a tokenizer that has none, as those of most bases have none, and they take a
 response without tags for thinking from end to end. This one reads the text (`r1lab.thinking`), so
 it serves whatever was trained to write the tags; streamed or not, the parts are the same.
-Source of the interface: vLLM 0.31, vllm/reasoning/abs_reasoning_parsers.py, engine-based form.
+Source of the interface: vLLM 0.32, vllm/reasoning/abs_reasoning_parsers.py, engine-based form.
 
 Importing this module registers the parser as `r1lab`; vLLM does so, and nobody else.
 """

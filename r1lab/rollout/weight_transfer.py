@@ -1,6 +1,6 @@
 """Weights from GPU to GPU by NCCL: vLLM's own weight transfer, driven through our endpoints.
 
-vLLM 0.31 (`vllm.distributed.weight_transfer`) has both ends: the workers of a server started with
+vLLM 0.32 (`vllm.distributed.weight_transfer`) has both ends: the workers of a server started with
 `--transfer nccl` join a group of their own with the trainer, which broadcasts every weight as rank
 0 while they receive. Here are the trainer's control calls (vLLM's `VLLMWeightSyncClient`) and its
 stream of weights (`WeightSource`). NCCL needs a GPU of its own on each side.

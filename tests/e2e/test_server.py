@@ -390,7 +390,7 @@ def test_servers_of_another_kind(world: World):
         facts, _ = client.about()
     with (
         answering(facts.as_dict() | {"vllm": "0.22.1"}) as url,
-        pytest.raises(RecipeError, match=r"runs vLLM 0.22.1, and 0.31 is the oldest"),
+        pytest.raises(RecipeError, match=r"runs vLLM 0.22.1, and 0.32 is the oldest"),
     ):
         world.connect(urls=(url,))
 
