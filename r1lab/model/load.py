@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -315,7 +316,7 @@ def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch
             dtype=dtype,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=settings.gguf_file)
-    _mend_special_tokens(tokenizer, model, source)
+    _drop_foreign_tokens(tokenizer, source)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
@@ -327,19 +328,17 @@ def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch
     return target
 
 
-def _mend_special_tokens(tokenizer: Any, model: Any, source: Path) -> None:
-    """Take the first and last token of a sequence from the GGUF file itself.
+def _drop_foreign_tokens(tokenizer: Any, source: Path) -> None:
+    """Remove tokens that the GGUF file does not have, and the model has no embedding for.
 
-    transformers 5.17 makes a Llama-style file's beginning-of-sequence its end-of-sequence, so that
-    no response would ever end.
+    transformers 5.19 builds byte-level tokenizers with its GPT-2 class, which adds GPT-2's
+    `<|endoftext|>` to any vocabulary without it.
     """
     from gguf import GGUFReader
+    from tokenizers import Tokenizer
 
-    fields = GGUFReader(source).fields
-    for name in ("bos", "eos"):
-        field = fields.get(f"tokenizer.ggml.{name}_token_id")
-        if field is not None:
-            token = int(field.contents())
-            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
-            setattr(model.config, f"{name}_token_id", token)
-            setattr(model.generation_config, f"{name}_token_id", token)
+    num_tokens = len(GGUFReader(source).fields["tokenizer.ggml.tokens"].data)
+    if len(tokenizer) > num_tokens:
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())
+        parts["added_tokens"] = [t for t in parts["added_tokens"] if t["id"] < num_tokens]
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(parts))

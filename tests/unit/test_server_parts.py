@@ -83,7 +83,7 @@ def test_a_note_is_read_where_the_folder_is_the_same(tmp_path, monkeypatch):
 
 # --- facts ---------------------------------------------------------------------------------------
 
-FACTS = Facts(PROTOCOL, "0.1.0", "0.31.0", {"layers": 3}, "v", "float32", 512, 1, ("folder",))
+FACTS = Facts(PROTOCOL, "0.1.0", "0.32.0", {"layers": 3}, "v", "float32", 512, 1, ("folder",))
 OURS: dict[str, Any] = {
     "shape": {"layers": 3}, "vocabulary": "v", "dtype": "float32", "transfer": "folder",
 }  # fmt: skip
