@@ -7,7 +7,6 @@ JOBS ?= 2
 export DEVICE VENV
 
 BIN := $(VENV)/bin
-LAUNCH := $(BIN)/accelerate launch --quiet --config_file recipes/accelerate/single.yaml
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-long browser check docs wheel lock
@@ -19,18 +18,11 @@ help:  ## this list
 setup:  ## make .venv with everything in it (nothing to do when it is up to date)
 	@bash scripts/setup.sh
 
-# accelerate gives a process one thread unless told otherwise; a single process may have them all.
-# Threads that wait asleep cost a small model little; spinning ones slow it down many times over
-# as soon as the cores have anything else to do.
-quickstart: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
-quickstart: export OMP_WAIT_POLICY ?= PASSIVE
-quickstart: export KMP_BLOCKTIME ?= 0
-quickstart: setup  ## train the small base that ships, about 8 minutes on two cores
-	$(LAUNCH) -m r1lab train recipes/quickstart.yaml $(if \
-		$(wildcard runs/quickstart/metrics.jsonl),--resume) $(ARGS)
+quickstart: setup  ## train the small base that ships: minutes on two cores, see README.md
+	$(BIN)/r1lab quickstart $(ARGS)
 
 test: setup browser  ## the tests, but for the long ones
-	$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: setup  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m long $(ARGS)

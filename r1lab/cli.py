@@ -33,8 +33,10 @@ from r1lab.cli_estimate import add_estimate_options, estimate, print_brief
 from r1lab.cli_preflight import preflight
 from r1lab.cli_server import add_server_options, serve_sampler
 from r1lab.cli_types import Parser, whole
-from r1lab.launch import process_rank
+from r1lab.doctor.host import usable_cores
+from r1lab.launch import cpu_launch, cpu_processes, idle_cores, num_processes, process_rank
 from r1lab.pages import with_page
+from r1lab.precision import sees_gpu
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:
@@ -204,8 +206,8 @@ def _add_quickstart_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--dry-run] [--section.key VALUE ...]"
     _add_dry_run(parser)
     parser.epilog = (
-        "About 8 minutes on two cores, into runs/quickstart; goes on where it was stopped.\n"
-        "`r1lab train quickstart` is the same, with threads as the environment has them."
+        "Writes runs/quickstart and continues a run that was stopped. On a CPU it starts a process\n"
+        "for each core; `r1lab train quickstart` is the same run in one process."
     )
 
 
@@ -304,6 +306,10 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
         return 0
     if options.preflight:
         return preflight(recipe)
+    if process_rank() == 0 and not sees_gpu():
+        hint = idle_cores(recipe, num_processes(), usable_cores())
+        if hint is not None:
+            print(f"r1lab: {hint}", file=sys.stderr)
     from r1lab.grpo.trainer import train
 
     try:
@@ -323,12 +329,26 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
 
 
 def _quickstart(options: argparse.Namespace, overrides: list[Override]) -> int:
-    cli_start.let_threads_sleep()
+    """Train the shipped base; on a CPU in as many processes as suit its cores."""
     given = dict(overrides)
     run = Path(given.get("output", f"runs/{given.get('name', 'quickstart')}"))
     options.recipe, options.preflight, options.force = "quickstart", False, False
     options.resume = (run / "metrics.jsonl").is_file()
-    return _train(options, overrides)
+    cores, processes = usable_cores(), 1
+    if num_processes() == 1 and not options.dry_run and not sees_gpu():
+        from r1lab.recipe import TrainRecipe
+        from r1lab.recipe_io import load_recipe
+
+        recipe = load_recipe("quickstart", overrides, schema=TrainRecipe)
+        _check(recipe, dry_run=False)  # bad input is one line here, before there are processes
+        processes = cpu_processes(recipe, cores)
+    cli_start.let_threads_sleep(cores // processes)
+    if processes == 1:
+        return _train(options, overrides)
+    arguments = ["train", "quickstart", *(f"--{key}={text}" for key, text in overrides)]
+    command = cpu_launch(processes, [*arguments, *(["--resume"] if options.resume else [])])
+    print(f"quickstart: {processes} processes on {cores} cores", flush=True)
+    os.execv(command[0], command)
 
 
 def _completion(options: argparse.Namespace, overrides: list[Override]) -> int:

@@ -43,14 +43,14 @@ def welcome(folder: Path) -> str:
     return _WELCOME.format(newest=newest)
 
 
-def let_threads_sleep() -> None:
-    """Threads for one small model on a machine that has other work too; before torch is loaded.
+def let_threads_sleep(threads: int) -> None:
+    """Set how many threads a process of a small model has, and that they sleep while they wait.
 
-    What is set outside stays as it is.
+    Spinning threads slow such a model down as soon as the cores have other work. Call it before
+    torch is imported. What the environment sets already stays.
     """
-    cores = str(len(os.sched_getaffinity(0)))
     for name, value in (
-        ("OMP_NUM_THREADS", cores), ("OMP_WAIT_POLICY", "PASSIVE"), ("KMP_BLOCKTIME", "0"),
+        ("OMP_NUM_THREADS", str(threads)), ("OMP_WAIT_POLICY", "PASSIVE"), ("KMP_BLOCKTIME", "0"),
     ):  # fmt: skip
         os.environ.setdefault(name, value)
 

@@ -1,18 +1,22 @@
-"""What a launcher asks of this process, read from its environment. Nothing here imports torch.
+"""What a launcher asks of this process, and how many processes suit a CPU. No torch here.
 
-How a model lies over processes is the launch's choice and not the recipe's: `accelerate launch`
-with an FSDP configuration shards it, any other keeps a whole copy in each process.
+How a model is divided over processes is the launch's choice and not the recipe's: `accelerate
+launch` with an FSDP configuration shards it, any other keeps a whole copy in each process.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 
 from r1lab.recipe import TrainRecipe
 from r1lab.types import RecipeError
 
 _FSDP2 = "recipes/accelerate/fsdp2.yaml"
+_CPU_PROCESSES = "accelerate/two_processes_cpu.yaml"
+# A process holds the model, an engine and its cache: 1.6 GiB with the shipped base.
+_MOST_CPU_PROCESSES = 8
 # What an FSDP configuration may ask for beside sharding, and the one value that is had here.
 _FSDP_SETTINGS = {
     "FSDP_VERSION": ("fsdp_version", "2", "torch's fully_shard is what is called"),
@@ -66,6 +70,46 @@ def check_launch(
     if _is_on(environment, "ACCELERATE_USE_FSDP"):
         _check_fsdp(recipe, environment)
     _check_shares(recipe, world)
+
+
+def cpu_processes(recipe: TrainRecipe, cores: int) -> int:
+    """How many processes of one thread train this recipe fastest on `cores` cores of a CPU.
+
+    A small model leaves a second thread idle, so processes beat threads (docs/experiments.md). Each
+    takes the same number of prompts of a step, and some held-out problems.
+    """
+    most = min(cores, _MOST_CPU_PROCESSES, recipe.evaluation.num_problems)
+    prompts = recipe.sampling.questions_per_step
+    return max(count for count in range(1, max(most, 1) + 1) if prompts % count == 0)
+
+
+def idle_cores(
+    recipe: TrainRecipe, world: int, cores: int, environment: Mapping[str, str] = os.environ
+) -> str | None:
+    """What to say where `world` processes leave cores of a CPU idle; None where they do not.
+
+    One process counts as one core whatever its threads: a small model keeps no second thread busy.
+    """
+    threads = environment.get("OMP_NUM_THREADS", "1") if world > 1 else "1"
+    better = cpu_processes(recipe, cores)
+    if better <= world * (int(threads) if threads.isdigit() else 1):
+        return None
+    return (
+        f"{world} of {cores} cores in use; {better} processes are faster: OMP_NUM_THREADS=1 "
+        f"accelerate launch --config_file recipes/{_CPU_PROCESSES} --num_processes {better} "
+        "-m r1lab train RECIPE"
+    )
+
+
+def cpu_launch(processes: int, arguments: Sequence[str]) -> list[str]:
+    """The command that runs `r1lab ARGUMENTS` in so many processes on the CPU."""
+    from r1lab.registry import shipped_folder
+
+    return [
+        sys.executable, "-m", "accelerate.commands.launch", "--quiet",
+        "--config_file", str(shipped_folder("recipes") / _CPU_PROCESSES), "--num_processes", str(processes),
+        "-m", "r1lab", *arguments,
+    ]  # fmt: skip
 
 
 def _check_fsdp(recipe: TrainRecipe, environment: Mapping[str, str]) -> None:

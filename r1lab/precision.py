@@ -24,10 +24,16 @@ def fast_precision(root: Path = Path("/")) -> Precision:
     `root` is where /proc and /sys are looked for (for tests). Whether an old GPU lacks bfloat16 is
     not asked, which would need torch: `r1lab doctor` says so.
     """
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if not hidden and any((root / driver).exists() for driver in _GPU_DRIVERS):
+    if sees_gpu(root):
         return "bfloat16"
     return "bfloat16" if _BFLOAT16_CPUS & cpu_flags(root) else "float32"
+
+
+def sees_gpu(root: Path = Path("/")) -> bool:
+    """Whether a GPU's driver is loaded and its devices are not hidden from this process."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any((root / driver).exists() for driver in _GPU_DRIVERS)
 
 
 def cpu_flags(root: Path = Path("/")) -> frozenset[str]:

@@ -46,6 +46,13 @@ def host_facts(root: Path = Path("/")) -> Facts:
     }
 
 
+def usable_cores(root: Path = Path("/")) -> int:
+    """Whole cores that this process may use: its CPU affinity, cut to its container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _cpu_quota(root)
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
 def disk_facts(run_folder: Path, hub_cache: Path) -> Facts:
     """Free GiB where runs, downloaded models and shared memory go; None where there is no such."""
     places = {"runs": run_folder, "hub_cache": hub_cache, "shared_memory": Path("/dev/shm")}

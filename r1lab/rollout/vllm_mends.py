@@ -1,8 +1,8 @@
 """What must be mended in vLLM (0.32, CPU build) before it samples right and stays right.
 
 Each mend is one function that says what is wrong and why; `tests/parity/test_vllm_mends.py` shows
-for each that vLLM is wrong without it (but for `embeddings_in_place`, which spares time), and fails
-on the day a newer vLLM is not, so that the mend can go. On a GPU only `drop_prefix_cache` does
+for each that vLLM is wrong without it (but for those that save time: `embeddings_in_place` and
+`inspect_models_here`), and fails on the day a newer vLLM is not, so that the mend can go. On a GPU only `drop_prefix_cache` does
 anything.
 """
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def before_build() -> None:
     """What must be in place before an engine is built."""
     mend_rotary_embedding()
+    inspect_models_here()
 
 
 def after_reload(model: torch.nn.Module) -> None:
@@ -55,6 +56,19 @@ def mend_rotary_embedding() -> None:
 
     forward_cpu.unmended = kernel  # type: ignore[attr-defined]
     RotaryEmbedding.forward_cpu = forward_cpu
+
+
+def inspect_models_here() -> None:
+    """On a CPU, vLLM looks at a model's class in this process rather than in one of its own.
+
+    The other process is there so that CUDA is not initialised too early. It imports all of vLLM
+    again: 10 to 30 seconds of a core, for each engine, the first time a machine meets a model.
+    """
+    from vllm.model_executor.models import registry
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        registry._run_in_subprocess = lambda inspect: inspect()
 
 
 def repack_experts(model: torch.nn.Module) -> None:

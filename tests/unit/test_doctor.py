@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1lab.doctor import examine as examining
-from r1lab.doctor.host import disk_facts, host_facts
+from r1lab.doctor.host import disk_facts, host_facts, usable_cores
 from r1lab.doctor.packages import package_findings
 from r1lab.doctor.records import Finding, Report
 from r1lab.rollout.vllm_facts import fits_mla_kernel, installed_build
@@ -71,6 +71,7 @@ def test_limits_of_control_groups(tmp_path, files):
     facts = host_facts(machine(tmp_path, files))
     assert (facts["memory_limit_gib"], facts["memory_available_gib"]) == (8, 5)
     assert facts["cores_quota"] == 1.5
+    assert usable_cores(tmp_path) == 1
 
 
 def test_no_limit_in_control_groups(tmp_path):

@@ -95,6 +95,7 @@ def test_the_quickstart_takes_keys_and_goes_on_where_it_was(tmp_path, monkeypatc
     assert "would train nano for 5 steps" in capsys.readouterr().out
     calls = []
     monkeypatch.setattr("r1lab.cli._train", lambda options, _: calls.append(options) or 0)
+    monkeypatch.setattr("r1lab.cli.usable_cores", lambda: 1)
     main(["quickstart", "--name", "mine"])
     (tmp_path / "runs/mine").mkdir(parents=True)
     (tmp_path / "runs/mine/metrics.jsonl").write_text("{}\n")
@@ -102,9 +103,30 @@ def test_the_quickstart_takes_keys_and_goes_on_where_it_was(tmp_path, monkeypatc
     assert [call.resume for call in calls] == [False, True]
 
 
+def test_the_quickstart_starts_a_process_for_each_core(tmp_path, monkeypatch):
+    """The command that replaces this process trains in two processes, resumed where there is a run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, "")  # so that it is restored after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("r1lab.cli.usable_cores", lambda: 5)
+    monkeypatch.setattr("r1lab.cli.sees_gpu", lambda: False)
+    started = []
+    monkeypatch.setattr("os.execv", lambda path, command: started.append(command))
+    main(["quickstart", "--steps", "5"])
+    assert started[0][-3:] == ["train", "quickstart", "--steps=5"]
+    assert started[0][started[0].index("--num_processes") + 1] == "4"
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    (tmp_path / "runs/quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/metrics.jsonl").write_text("{}\n")
+    main(["quickstart"])
+    assert started[1][-1] == "--resume"
+    assert main(["quickstart", "--step", "5"]) == 2 and len(started) == 2
+
+
 def test_threads_are_left_as_they_were_set(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("KMP_BLOCKTIME", raising=False)
-    let_threads_sleep()
+    let_threads_sleep(2)
     assert (os.environ["OMP_NUM_THREADS"], os.environ["KMP_BLOCKTIME"]) == ("7", "0")
     monkeypatch.delenv("KMP_BLOCKTIME")

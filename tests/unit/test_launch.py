@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from r1lab.grpo.lockstep import in_step
-from r1lab.launch import check_launch
+from r1lab.launch import check_launch, cpu_launch, cpu_processes, idle_cores
 from r1lab.model.shard import Parts, joined, parts_of
 from r1lab.recipe import TrainRecipe
 from r1lab.rollout.source import dealt_out
@@ -68,6 +68,37 @@ def test_a_process_without_a_share_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         check_launch(recipe(**changes), world, {})
+
+
+@pytest.mark.parametrize(
+    ("cores", "prompts", "held_out", "processes"),
+    [(1, 32, 240, 1), (2, 32, 240, 2), (3, 32, 240, 2), (7, 32, 240, 4), (64, 32, 240, 8),
+     (3, 9, 240, 3), (4, 7, 240, 1), (4, 32, 1, 1)],
+)  # fmt: skip
+def test_processes_are_chosen_by_cores_and_share_prompts_evenly(
+    cores: int, prompts: int, held_out: int, processes: int
+) -> None:
+    settings = recipe(
+        sampling={"questions_per_step": prompts}, evaluation={"num_problems": held_out}
+    )
+    assert cpu_processes(settings, cores) == processes
+    check_launch(settings, processes, {})
+
+
+def test_idle_cores_are_named_with_the_command_that_uses_them() -> None:
+    settings = recipe(sampling={"questions_per_step": 32})
+    hint = idle_cores(settings, 1, 4, {})
+    assert hint is not None and "--num_processes 4" in hint
+    assert idle_cores(settings, 1, 4, {"OMP_NUM_THREADS": "4"}) == hint
+    assert idle_cores(settings, 2, 4, {"OMP_NUM_THREADS": "2"}) is None
+    assert idle_cores(settings, 2, 4, {"OMP_NUM_THREADS": "1"}) is not None
+    assert idle_cores(settings, 1, 1, {}) is None
+
+
+def test_the_launch_on_a_cpu_is_accelerates_with_a_file_that_is_there() -> None:
+    command = cpu_launch(2, ["train", "quickstart"])
+    assert Path(command[command.index("--config_file") + 1]).is_file()
+    assert command[-2:] == ["train", "quickstart"]
 
 
 def test_four_bits_are_not_sharded() -> None:
