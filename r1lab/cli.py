@@ -34,7 +34,7 @@ from r1lab.cli_preflight import preflight
 from r1lab.cli_server import add_server_options, serve_sampler
 from r1lab.cli_types import Parser, whole
 from r1lab.doctor.host import usable_cores
-from r1lab.launch import cpu_launch, cpu_processes, idle_cores, num_processes, process_rank
+from r1lab.launch import cpu_processes, idle_cores, num_processes, process_rank, run_on_cpu
 from r1lab.pages import with_page
 from r1lab.precision import sees_gpu
 from r1lab.types import R1labError
@@ -346,9 +346,8 @@ def _quickstart(options: argparse.Namespace, overrides: list[Override]) -> int:
     if processes == 1:
         return _train(options, overrides)
     arguments = ["train", "quickstart", *(f"--{key}={text}" for key, text in overrides)]
-    command = cpu_launch(processes, [*arguments, *(["--resume"] if options.resume else [])])
     print(f"quickstart: {processes} processes on {cores} cores", flush=True)
-    os.execv(command[0], command)
+    return run_on_cpu(processes, [*arguments, *(["--resume"] if options.resume else [])])
 
 
 def _completion(options: argparse.Namespace, overrides: list[Override]) -> int:

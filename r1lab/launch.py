@@ -6,6 +6,7 @@ launch` with an FSDP configuration shards it, any other keeps a whole copy in ea
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -101,15 +102,30 @@ def idle_cores(
     )
 
 
-def cpu_launch(processes: int, arguments: Sequence[str]) -> list[str]:
-    """The command that runs `r1lab ARGUMENTS` in so many processes on the CPU."""
-    from r1lab.registry import shipped_folder
+def run_on_cpu(processes: int, arguments: Sequence[str]) -> int:
+    """Run `r1lab ARGUMENTS` in so many processes on this machine's CPU; return the exit code.
 
-    return [
-        sys.executable, "-m", "accelerate.commands.launch", "--quiet",
-        "--config_file", str(shipped_folder("recipes") / _CPU_PROCESSES), "--num_processes", str(processes),
-        "-m", "r1lab", *arguments,
-    ]  # fmt: skip
+    What torchrun does, called directly: a failure or a signal ends in the run's own exit code and
+    message, without torchrun's traceback after it.
+    """
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="r1lab",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "r1lab", *arguments)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return next((code for code in codes if code > 0), 1)
+    except SignalException:
+        return 0  # the run has saved its state and said so, as one process does
+    return 0
 
 
 def _check_fsdp(recipe: TrainRecipe, environment: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from r1lab.grpo.lockstep import in_step
-from r1lab.launch import check_launch, cpu_launch, cpu_processes, idle_cores
+from r1lab.launch import check_launch, cpu_processes, idle_cores
 from r1lab.model.shard import Parts, joined, parts_of
 from r1lab.recipe import TrainRecipe
 from r1lab.rollout.source import dealt_out
@@ -93,12 +93,6 @@ def test_idle_cores_are_named_with_the_command_that_uses_them() -> None:
     assert idle_cores(settings, 2, 4, {"OMP_NUM_THREADS": "2"}) is None
     assert idle_cores(settings, 2, 4, {"OMP_NUM_THREADS": "1"}) is not None
     assert idle_cores(settings, 1, 1, {}) is None
-
-
-def test_the_launch_on_a_cpu_is_accelerates_with_a_file_that_is_there() -> None:
-    command = cpu_launch(2, ["train", "quickstart"])
-    assert Path(command[command.index("--config_file") + 1]).is_file()
-    assert command[-2:] == ["train", "quickstart"]
 
 
 def test_four_bits_are_not_sharded() -> None:
