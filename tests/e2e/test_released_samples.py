@@ -78,7 +78,7 @@ def test_two_steps_from_the_released_base_give_the_released_metrics(samples, r1l
 
 
 def test_a_released_checkpoint_is_resumed(samples, r1lab):
-    """Reference, carried-over group, router bias and random states all count in step 3."""
+    """Step 3 depends on the reference, the carried-over group and the random states."""
     released = read_lines(samples / "run" / "metrics.jsonl")
     (third,) = read_lines(samples / "continued.jsonl")
     succeed(r1lab("train", "run", "--resume", "--steps", "3"))
