@@ -3,10 +3,10 @@
     python examples/minimal_loop.py [--steps 20] [--seed 0]
 
 A small base model gets better at stacking boxes, because a program says which of its answers are
-right. No trainer, no recipe: the loop of DeepSeek-R1-Zero (arXiv 2501.12948, section 2) written
-out, top to bottom, with the library's sampler, problems, verifiers and advantages. `r1lab train`
-runs the same loop with what a real run needs beside it: resuming, several processes, dynamic
-sampling, clipped ratios for several updates a step, evaluation on held-out problems.
+right. There is no trainer and no recipe: this is the loop of DeepSeek-R1-Zero (arXiv 2501.12948,
+section 2), top to bottom, with the library's sampler, problems, verifiers and advantages.
+`r1lab train` runs the same loop and adds what a real run needs: resuming, several processes,
+dynamic sampling, clipped ratios for several updates a step, evaluation on held-out problems.
 
 On two cores (AVX-512), 20 steps of 32 problems x 16 completions, share of right answers:
 
@@ -51,7 +51,7 @@ def load(seed: int):
     # weight is rounded away in it, so an optimiser then needs a float32 copy of every weight.
     settings = ModelSettings(path="nano", dtype="float32")
     model, tokenizer, folder = load_base(settings)
-    # vLLM runs in this very process. It reads the same folder, so both start from equal weights.
+    # vLLM runs in this process. It reads the same folder, so both start from equal weights.
     sampler = build_sampler(
         "vllm", folder, tokenizer, dtype="float32", max_model_len=CONTEXT, seed=seed
     )
@@ -147,19 +147,19 @@ def update(model, optimizer, scored: list[Scored], advantages) -> tuple[float, f
 
 
 def train(steps: int, seed: int) -> dict:
-    """The loop; returns the figures of the run."""
+    """Run the loop; return its metrics."""
     template = TEMPLATES["compact"]  # "User: {question} Assistant: <think>"
     problems = boxes.load("train", seed=seed)  # endless, by index
     model, tokenizer, sampler = load(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0
     )
-    guard = SyncGuard()  # takes the first mismatch KL as the baseline, and stops the run above it
+    guard = SyncGuard()  # the first mismatch KL is the baseline; far above it the run stops
     history = []
     for step in range(steps):
         started = time.perf_counter()
-        asked = [problems[step * P + i] for i in range(P)]  # no problem comes twice
-        rollouts = sample(sampler, tokenizer, template, asked, seed=seed * 100_003 + step)
+        step_problems = [problems[step * P + i] for i in range(P)]  # no index twice
+        rollouts = sample(sampler, tokenizer, template, step_problems, seed=seed * 1000 + step)
         scored = [score(rollout) for rollout in rollouts]
         # A_i = (r_i - mean) / std of its own group: better or worse than its siblings. No value
         # model is needed, and a group whose scores are all equal has advantages of 0.
@@ -192,4 +192,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=20, help="number of updates")
     parser.add_argument("--seed", type=int, default=0, help="random seed of problems and sampling")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"--steps: {options.steps} must be at least 1")
     print(json.dumps(train(options.steps, options.seed)))

@@ -417,8 +417,8 @@ def documents(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def old_words(root: Path, words: Words, tree: Sequence[Module] | None = None) -> list[Use]:
-    """Every use of an old word in names, in strings of the library, and in docs and recipes."""
-    tree = modules(root) if tree is None else tree
+    """Every use of an old word in names and strings of the library and examples, and in docs."""
+    tree = [*(modules(root) if tree is None else tree), *modules(root, "examples")]
     found = [use for module in tree for use in _uses_in_code(module, words.entries)]
     found += [
         use

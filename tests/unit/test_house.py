@@ -20,7 +20,7 @@ MOST = {
     "rl_step_lines": 64,
     "single_importer_small": 29,
     "duplicate_class_names": 29,
-    "old_words": 2_466,
+    "old_words": 2_488,
 }
 
 LIST = """
@@ -115,8 +115,8 @@ def test_a_small_file_with_one_importer_in_its_own_package(tmp_path):
     long = "x = 1\n" * house.SMALL
     write(tmp_path, {
         "r1lab/p/__init__.py": "",
-        "r1lab/p/one.py": "",  # one importer, beside it
-        "r1lab/p/lazy.py": "",  # likewise, imported inside a function
+        "r1lab/p/one.py": "",  # one importer, in the same package
+        "r1lab/p/lazy.py": "",  # the same, imported inside a function
         "r1lab/p/relative.py": "",
         "r1lab/p/two.py": "",  # two importers
         "r1lab/p/long.py": long,
@@ -194,14 +194,15 @@ def test_old_words_in_code(uses, text, words):
     ("r1lab/aliases.py", "sync_kl", []),
     ("r1lab/prompts.py", "x = 'The work stands between tags'", []),
     ("r1lab/prompts.py", "x = 'it stands'", ["stands"]),
+    ("examples/x.py", "sync_kl", ["sync_kl"]),
     ("tests/x.py", "sync_kl", []),
     ("README.md", "It **goes\n> on**. GOES ON.", ["goes on", "goes on"]),
     ("CONTRIBUTING.md", "`sync_kl`, sync_kl; not max_sync_kl", ["sync_kl", "sync_kl"]),
-    ("docs/howto/x.md", "`correction` is a correction; `algorithm.correction`",
+    ("docs/howto/own-loss.md", "`correction` is a correction; `algorithm.correction`",
      ["correction", "correction"]),
-    ("docs/x.md", "| goes on |", ["goes on"]),
+    ("docs/index.md", "| goes on |", ["goes on"]),
     ("docs/experiments.md", "goes on\n| goes on |\n", ["goes on"]),
-    ("docs/x.json", '"sync_kl"', []),
+    ("docs/reproduction.json", '"sync_kl"', []),
     ("recipes/a/x.yaml", "# goes on\nalgorithm:\n  correction: none\n  max_lag: 1\n",
      ["correction", "goes on", "max_lag"]),
 ])  # fmt: skip
@@ -210,7 +211,7 @@ def test_old_words_by_place(uses, path, text, words):
 
 
 def test_every_entry_of_the_list_can_count(tmp_path):
-    """Each word of the shipped list, put where it belongs, is found: no entry is a dead letter."""
+    """Each word of the shipped list is found when it is put where its entry says it counts."""
     words = house.Words.read(ROOT / house.WORDS)
     assert len(words.entries) > 150
     for entry in words.entries:
