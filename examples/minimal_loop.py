@@ -18,8 +18,6 @@ The mismatch KL stayed below 3e-13; without the first sync it is 5e-3 at step 2,
 5e-5 stops the run. The last line printed is JSON.
 """
 
-# ruff: noqa: T201 (printing is the job)
-
 import argparse
 import json
 import time
