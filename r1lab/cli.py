@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             try:
                 code = _run(arguments)
-            except SystemExit:  # of --help, which has printed
+            except SystemExit as end:  # of --help, which has printed
+                if isinstance(end.__context__, BrokenPipeError):  # rich's answer to a closed pipe
+                    return 0
                 sys.stdout.flush()
                 raise
             sys.stdout.flush()

@@ -324,7 +324,7 @@ def _anchored(text: str, folder: Path, moved_from: str | None, key: str) -> str:
     if os.path.isabs(os.path.expanduser(place)):
         if moved_from is None or os.path.exists(os.path.expanduser(place)):
             return text
-        moved = os.path.normpath(folder.absolute() / os.path.relpath(place, moved_from))
+        moved = os.path.normpath(folder.resolve() / os.path.relpath(place, moved_from))
         return f"{moved}{colon}{function}" if os.path.exists(moved) else text
     if is_reference:
         return beside(text, folder)

@@ -38,7 +38,7 @@ def check_changes(
     not set. A path that leads to the same contents is no difference, wherever they lie.
     """
     now = recipe.model_dump(mode="json")
-    changed = dict(differences(_moved(_with_new_keys(before), now, inputs), now))
+    changed = dict(differences(moved(_with_new_keys(before), now, inputs), now))
     changed.pop("output", None)  # where a run lies is no part of it
     harmful = [
         f"{key}: {text}"
@@ -57,16 +57,16 @@ def check_changes(
     return [f"{key}: {text}" for key, text in changed.items()] + contents
 
 
-def _moved(before: Any, now: Any, inputs: tuple[Inputs, Inputs], key: str = "") -> Any:
+def moved(before: Any, now: Any, inputs: tuple[Inputs, Inputs], key: str = "") -> Any:
     """`before` with the paths of now where they lead to what they led to."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return {
-            name: _moved(value, now.get(name), inputs, f"{key}.{name}" if key else str(name))
+            name: moved(value, now.get(name), inputs, f"{key}.{name}" if key else str(name))
             for name, value in before.items()
         }
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         pairs = enumerate(zip(before, now, strict=True))
-        return [_moved(one, other, inputs, f"{key}.{index}") for index, (one, other) in pairs]
+        return [moved(one, other, inputs, f"{key}.{index}") for index, (one, other) in pairs]
     if not (isinstance(before, str) and isinstance(now, str) and names_a_path(key)):
         return before
     known, found = (each.get(key) for each in inputs)

@@ -173,7 +173,7 @@ class Run:
             self.folder.recipe_path.write_text(dump_resolved(self.recipe))
             self.folder.log_event(
                 "resumed" if self.step else "started",
-                step=self.step, folder=os.path.abspath(self.folder.path),
+                step=self.step, folder=os.path.realpath(self.folder.path),
             )  # fmt: skip
         self.accelerator.wait_for_everyone()
         self._check_shared()

@@ -97,9 +97,9 @@ def open_standard_streams() -> None:
 def guarded_output(*, stdout: bool = True) -> Iterator[None]:
     """While inside, nothing fails because standard error (and `stdout`) cannot be written."""
     before = sys.stdout, sys.stderr
-    sys.stderr = GuardedStream(sys.stderr)  # type: ignore[assignment]
+    sys.stderr = GuardedStream(sys.stderr)
     if stdout:
-        sys.stdout = GuardedStream(sys.stdout)  # type: ignore[assignment]
+        sys.stdout = GuardedStream(sys.stdout)
     try:
         yield
     finally:

@@ -41,7 +41,7 @@ def serve(connection: socket.socket, status: Status) -> NoReturn:
     # A child that a reward forks has no business with the parent.
     os.register_at_fork(after_in_child=connection.close)
     # What a reward prints is nobody's score: it must not fail where nobody reads it.
-    sys.stdout, sys.stderr = GuardedStream(sys.stdout), GuardedStream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = GuardedStream(sys.stdout), GuardedStream(sys.stderr)
     worker = _Worker(connection, status)
     while (payload := receive_frame(connection)) is not None:
         worker.do(decode_job(payload))
