@@ -104,8 +104,9 @@ class Keeper:
             save_settings(base, self._tokenizer, place)
             free = shutil.disk_usage(place).free
         except Exception as error:  # of whatever class, from inside the libraries
-            if is_disk_full(error) or isinstance(error, PermissionError):
-                raise
+            in_folder = str(getattr(error, "filename", "")).startswith(str(self._folder.path))
+            if in_folder or is_disk_full(error):
+                raise  # the folder's fault, whatever the base
             said = " ".join(str(error).split())[:300]
             return (
                 f"model.path: {self._recipe.model.path!r} cannot be saved as a checkpoint "

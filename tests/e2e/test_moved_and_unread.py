@@ -175,25 +175,27 @@ def _change(path: Path) -> None:
     ["rewards/mine.py", "rewards/helper.py", "data/rows.jsonl", "data/held_out.jsonl",
      "models/base/model.safetensors"],
 )  # fmt: skip
-def test_what_a_recipe_names_has_changed(project, name, capsys):
+def test_what_a_recipe_names_has_changed(project, name, capsys, monkeypatch):
+    monkeypatch.chdir(project)
     run = project / "runs/moved"
     _change(project / name)
-    assert main(["train", str(run), "--resume", "--steps", "2"]) == 2
+    assert main(["train", "recipe.yaml", "--resume", "--steps", "2"]) == 2
     assert Path(name).name in one_error(capsys)
     assert steps(run) == [1]
     if name == "rewards/helper.py":
-        assert main(["train", str(run), "--resume", "--force", "--steps", "2"]) == 0
+        assert main(["train", "recipe.yaml", "--resume", "--force", "--steps", "2"]) == 0
         (event,) = [e for e in RunFolder(run).events() if e["event"] == "recipe changed"]
         assert any("helper.py" in change for change in event["changes"])
         # From then on it is what the run goes on with.
-        assert main(["train", str(run), "--resume", "--steps", "3"]) == 0
+        assert main(["train", "recipe.yaml", "--resume", "--steps", "3"]) == 0
         assert steps(run) == [1, 2, 3]
 
 
 # --- what a checkpoint will need ---------------------------------------------------------------
 
 
-def test_sampling_without_do_sample_trains_and_is_saved(project, tmp_path, capsys):
+def test_sampling_without_do_sample_trains_and_is_saved(project, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(project)
     settings = {"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}
     base = project / "models/base"
     (base / "generation_config.json").write_text(json.dumps(settings))
@@ -207,20 +209,24 @@ def test_sampling_without_do_sample_trains_and_is_saved(project, tmp_path, capsy
     assert json.loads((tmp_path / "model/generation_config.json").read_text())["do_sample"] is True
 
 
+@pytest.mark.parametrize("what", ["tokenizer", "folder"])
 def test_what_cannot_be_saved_is_refused_before_anything_is_sampled(
-    project, tmp_path, capsys, monkeypatch
+    project, what, capsys, monkeypatch
 ):
-    from transformers import PreTrainedTokenizerBase
-
-    def refuse(self, *_, **__):
-        raise NotImplementedError("this tokenizer\ncannot be written")
-
-    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", refuse)
-    output = tmp_path / "run"
-    assert main(["train", str(project / "recipe.yaml"), "--output", str(output)]) == 2
-    assert "models/base" in one_error(capsys)
-    assert not any(output.glob("eval/*")) and not any(output.glob("rollouts/*"))
-    assert not (output / "checkpoints").exists()
+    monkeypatch.chdir(project)
+    run = project / "run"
+    if what == "tokenizer":  # half a character, which loads and cannot be written as UTF-8
+        path = project / "models/base/tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "note": "\ud800"}))
+        names = "models/base"
+    else:
+        run.mkdir()
+        (run / "checkpoints").write_text("not a folder")
+        names = "checkpoints"
+    assert main(["train", str(project / "recipe.yaml"), "--output", str(run)]) == 2
+    assert names in one_error(capsys)
+    assert not any(run.glob("eval/*")) and not any(run.glob("rollouts/*"))
+    assert what == "folder" or not (run / "checkpoints").exists()
 
 
 # --- nobody reads ------------------------------------------------------------------------------
