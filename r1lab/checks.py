@@ -16,7 +16,13 @@ from typing import get_args
 from r1lab.curriculum import Curriculum
 from r1lab.hints import nearest, raised
 from r1lab.launch import check_launch, num_processes, process_rank
-from r1lab.model.files import QuickTokenizer, check_folder, check_vocabulary, quick_tokenizer
+from r1lab.model.files import (
+    QuickTokenizer,
+    check_folder,
+    check_vocabulary,
+    quick_tokenizer,
+    unsampled_settings,
+)
 from r1lab.model.load import resolve_folder
 from r1lab.problems import ProblemMixture
 from r1lab.prompts import TEMPLATES
@@ -137,7 +143,12 @@ def _check_base(
         if limit is not None:
             prompts = encode_all(some, template, tokenizer.encode)
             check_fit(some, prompts, max_tokens=recipe.sampling.most_tokens, limit=limit)
-    return _warnings(path, tokenizer, [*held_out, *problems[-_GENERATED:]])
+    unsampled = unsampled_settings(folder)
+    kept = [
+        f"model.path: the generation_config.json of {path!r} sets {', '.join(unsampled)} without "
+        "do_sample, which transformers refuses to save; checkpoints are saved with do_sample true"
+    ] if unsampled else []  # fmt: skip
+    return kept + _warnings(path, tokenizer, [*held_out, *problems[-_GENERATED:]])
 
 
 def _warnings(path: str, tokenizer: QuickTokenizer, problems: list[Problem]) -> list[str]:

@@ -37,6 +37,7 @@ from r1lab.doctor.host import usable_cores
 from r1lab.launch import cpu_processes, idle_cores, num_processes, process_rank, run_on_cpu
 from r1lab.pages import with_page
 from r1lab.precision import sees_gpu
+from r1lab.report.text import discard, guarded_output, open_standard_streams
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:
@@ -56,9 +57,40 @@ On several processes, or to choose devices and precision, start it through accel
 """
 
 
+# Commands that print for a reader and may end when nobody reads; all others do their work and
+# tell by their exit code how it ended.
+_FOR_READERS = (
+    "chat", "compare", "completion", "estimate", "lineage", "report", "show", "watch",
+)  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    open_standard_streams()
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    for_reader = command is None or command in _FOR_READERS or {"-h", "--help"} & {*arguments}
+    with guarded_output(stdout=not for_reader):
+        try:
+            try:
+                code = _run(arguments)
+            except SystemExit as end:  # of --help, which has printed
+                if isinstance(end.__context__, BrokenPipeError):  # rich's answer to a closed pipe
+                    return 0
+                sys.stdout.flush()
+                raise
+            sys.stdout.flush()
+        except OSError as error:
+            # `r1lab show RUN | head` is no fault, a full disk under `> file` is one.
+            discard(sys.stdout)
+            if isinstance(error, BrokenPipeError):
+                return 0
+            _say_error(R1labError(f"standard output: {error.strerror or error}"))
+            return R1labError.exit_code
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments:
         print(cli_start.welcome(Path()), end="")
         return 0
@@ -82,11 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("r1lab: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `r1lab show RUN | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:  # a file, a folder or a disk, and its name says which
-        if debug:
+        if debug or (isinstance(error, BrokenPipeError) and options.command in _FOR_READERS):
             raise
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         _say_error(R1labError(f"{name}{error.strerror or error}"))

@@ -4,8 +4,10 @@ Precedence: defaults < the recipe that `extends` names < the recipe < the comman
 (`--optimizer.learning_rate 3e-4`, `--problems.sources.0.weight=2`). Mappings are merged key by
 key; lists and everything else are replaced whole.
 
-The files of rewards and of problems are looked for beside the recipe that names them, then from the
-current folder.
+A relative path in a recipe is looked for in the folder of the recipe that names it, then in the
+current folder; one on the command line in the current folder. The resolved recipe holds what was
+found by its whole path, so that it means the same from everywhere. A run folder that is named is
+where the run writes, wherever it was moved to, and inputs that moved along with it are found.
 
 Every fault is a `RecipeError` of one line: where (file and line, or the option), the key, the
 value and what is allowed, with the nearest match. Nothing here imports torch.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,12 +37,29 @@ from r1lab.recipe import TrainRecipe
 from r1lab.recipe_errors import Key, explain, section_below, show
 from r1lab.recipe_keys import plain
 from r1lab.registry import shipped_folder
+from r1lab.run_folder import RunFolder
+from r1lab.tables import TABLES
 from r1lab.types import RecipeError
 
 _MAX_BYTES = 2**20  # of a recipe's file: far more than anyone writes
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
 Override = tuple[str, str]  # the key, dotted, and its value as typed
+
+# Keys that name code or a table (`file.py:function`, `problems.jsonl`), and keys that name another
+# file or folder. A pipeline's stages take the same keys in their overrides.
+_WITHIN = re.compile(r"(stages\.[^.]+\.overrides|quick\.[^.]+)\.")
+_REFERENCE = re.compile(
+    r"problems\.sources\.\d+\.(source|options\.verifier)"
+    r"|(rewards\.\d+|watch\.grader|measures\.[^.]+)\.reward"
+    r"|algorithm\.loss|rows\.\d+\.path|keep\.clean|corpus\.source|card_sources\.\d+"
+)
+_MODEL = re.compile(r"(model|teacher)\.path")
+_PLACE = re.compile(
+    r"sampling\.weights_folder"
+    r"|(problems\.sources\.\d+|rewards\.\d+|watch\.grader|measures\.[^.]+|corpus)"
+    r"\.options\.([^.]+_)?(path|file|folder|word_list)"
+)
 
 # What a resolved recipe records beside r1lab's own version and commit.
 RECORDED_PACKAGES = (
@@ -58,10 +78,14 @@ def load_recipe(
 
     `path` is a file, or the name of a recipe that ships (`quickstart`). Raises RecipeError.
     """
-    documents = _read_chain(find_recipe(path))
+    file = find_recipe(path)
+    documents = _read_chain(file)
     tree: dict[str, Any] = reduce(_merge, [document.tree for document in reversed(documents)], {})
+    if is_run(file):
+        tree["output"] = os.path.abspath(file.parent)  # an override goes first
     for key, text in overrides:
         _assign(tree, schema, key, _parse_value(key, text))
+    _anchor(tree, Path())
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
@@ -88,13 +112,28 @@ def find_recipe(path: str | Path, *, beside: Path | None = None) -> Path:
     if name in names:
         return names[name]
     if given.is_dir():
-        raise RecipeError(f"{text!r} is a folder, not a recipe")
+        raise RecipeError(
+            f"{text!r} is a folder without a recipe.yaml, so neither a run nor a recipe; give a "
+            "run folder or a YAML file"
+        )
     here = [str(entry) for entry in sorted(given.parent.glob("*.y*ml"))]
     close = difflib.get_close_matches(str(given), here, n=1)
     close = close or difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     shipped = f"; shipped: {', '.join(names)}" if names else ""
     raise RecipeError(f"no recipe {text!r}{hint}{shipped}")
+
+
+def is_run(recipe: Path) -> bool:
+    """Whether a recipe's file is the one that a run or a stage keeps in its folder."""
+    traces = ("events.jsonl", "metrics.jsonl", "checkpoints", "states", "state.pt", "summary.json")
+    return recipe.name == "recipe.yaml" and any((recipe.parent / t).exists() for t in traces)
+
+
+def names_a_path(key: str) -> bool:
+    """Whether the value of a dotted key may be the path of a file or a folder."""
+    key = _WITHIN.sub("", key)
+    return any(keys.fullmatch(key) for keys in (_REFERENCE, _MODEL, _PLACE))
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -247,29 +286,52 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         raise RecipeError(
             f"{path}: a recipe is a mapping of keys to values (`steps: 60`), not {show(tree)}"
         )
-    _anchor(tree, path.parent)
+    _anchor(tree, path.parent, RunFolder(path.parent).recorded_place() if is_run(path) else None)
     return tree, text
 
 
-def _anchor(tree: dict[str, Any], folder: Path) -> None:
-    """Rewards, sources and a loss whose files stand beside the recipe, by their whole paths."""
-    problems = tree.get("problems")
-    sources = problems.get("sources") if isinstance(problems, dict) else None
-    watch = tree.get("watch")
-    graders = [watch.get("grader")] if isinstance(watch, dict) else None
-    keep = [tree["keep"]] if isinstance(tree.get("keep"), dict) else None
-    named = (
-        (tree.get("rewards"), "reward"),
-        (sources, "source"),
-        (graders, "reward"),
-        ([tree.get("algorithm")], "loss"),
-        (tree.get("rows"), "path"),
-        (keep, "clean"),
-    )
-    for entries, key in named:
-        for entry in entries if isinstance(entries, list) else ():
-            if isinstance(entry, dict) and isinstance(entry.get(key), str):
-                entry[key] = beside(entry[key], folder)
+def _anchor(node: Any, folder: Path, moved_from: str | None = None, key: str = "") -> None:
+    """Put the whole path of what is in `folder` in the place of relative ones, at every depth.
+
+    `moved_from`: where `folder` was when its own recipe was written. A whole path that leads
+    nowhere any more is looked for where it was as seen from there.
+    """
+    if not isinstance(node, dict | list):
+        return
+    if isinstance(node, dict):
+        _anchor_table(node, folder, moved_from)
+    for name, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        dotted = f"{key}.{name}" if key else str(name)
+        if not isinstance(value, str):
+            _anchor(value, folder, moved_from, dotted)
+        elif names_a_path(dotted):
+            node[name] = _anchored(value, folder, moved_from, _WITHIN.sub("", dotted))
+
+
+def _anchor_table(node: dict[str, Any], folder: Path, moved_from: str | None) -> None:
+    """What a table's options name is looked for in its own folder first, see `FileProblems`."""
+    table, options = node.get("source"), node.get("options")
+    if isinstance(table, str) and isinstance(options, dict) and table.endswith(TABLES):
+        table = _anchored(table, folder, moved_from, "problems.sources.0.source")
+        for name in ("test_file", "verifier"):
+            if os.path.isabs(table) and isinstance(options.get(name), str):
+                options[name] = beside(options[name], Path(table).parent)
+
+
+def _anchored(text: str, folder: Path, moved_from: str | None, key: str) -> str:
+    is_reference = _REFERENCE.fullmatch(key) is not None
+    place, colon, function = text.partition(":") if is_reference else (text, "", "")
+    if os.path.isabs(os.path.expanduser(place)):
+        if moved_from is None or os.path.exists(os.path.expanduser(place)):
+            return text
+        moved = os.path.normpath(folder.resolve() / os.path.relpath(place, moved_from))
+        return f"{moved}{colon}{function}" if os.path.exists(moved) else text
+    if is_reference:
+        return beside(text, folder)
+    if _MODEL.fullmatch(key) and (shipped_folder("data") / "models" / text).is_dir():
+        return text
+    found = os.path.abspath(folder / text)
+    return found if text.strip() and os.path.exists(found) else text
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

@@ -277,6 +277,11 @@ class RunFolder:
         recipe: Row = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")) or {}
         return recipe
 
+    def recorded_place(self) -> str | None:
+        """The whole path of the folder when a run last started in it; None: not recorded."""
+        places = [event["folder"] for event in self.events() if event.get("folder")]
+        return str(places[-1]) if places else None
+
     def versions(self) -> dict[str, str]:
         """What recipe.yaml says in its first lines: versions by package, and `commit`."""
         if not self.recipe_path.exists():

@@ -8,7 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from r1lab.digests import Inputs, changed_inputs
 from r1lab.recipe import TrainRecipe
+from r1lab.recipe_io import names_a_path
 from r1lab.types import RecipeError
 
 # Keys that change neither what is learned nor what the curves mean: where the run is and how long,
@@ -22,13 +24,22 @@ HARMLESS = re.compile(
 )
 
 
-def check_changes(before: Mapping[str, Any], recipe: TrainRecipe, *, force: bool) -> list[str]:
+def check_changes(
+    before: Mapping[str, Any],
+    recipe: TrainRecipe,
+    *,
+    force: bool,
+    inputs: tuple[Inputs, Inputs] = ({}, {}),
+) -> list[str]:
     """The differences, `key: before -> now`, where the run may go on with them.
 
-    `before` is the recipe as a checkpoint holds it. Raises RecipeError, with the differences, where
-    one of them would make it another run and `force` is not set.
+    `before` is the recipe as a checkpoint holds it, `inputs` what it names, then and now. Raises
+    RecipeError, with the differences, where one of them would make it another run and `force` is
+    not set. A path that leads to the same contents is no difference, wherever they lie.
     """
-    changed = dict(differences(_with_new_keys(before), recipe.model_dump(mode="json")))
+    now = recipe.model_dump(mode="json")
+    changed = dict(differences(moved(_with_new_keys(before), now, inputs), now))
+    changed.pop("output", None)  # where a run lies is no part of it
     harmful = [
         f"{key}: {text}"
         for key, text in changed.items()
@@ -36,12 +47,34 @@ def check_changes(before: Mapping[str, Any], recipe: TrainRecipe, *, force: bool
         # Other schedules than the constant one count in shares of the whole run.
         or (key == "steps" and recipe.optimizer.schedule != "constant")
     ]
-    if harmful and not force:
+    contents = changed_inputs(*inputs)
+    if (harmful or contents) and not force:
+        what = "the recipe is" if harmful else "what the recipe names is"
         raise RecipeError(
-            f"the recipe is not the one this run began with: {'; '.join(harmful)}; change it back, "
-            "take another folder with --output, or go on all the same with --resume --force"
+            f"{what} not the one this run began with: {'; '.join(harmful + contents)}; change it "
+            "back, take another folder with --output, or go on all the same with --resume --force"
         )
-    return [f"{key}: {text}" for key, text in changed.items()]
+    return [f"{key}: {text}" for key, text in changed.items()] + contents
+
+
+def moved(before: Any, now: Any, inputs: tuple[Inputs, Inputs], key: str = "") -> Any:
+    """`before` with the paths of now where they lead to what they led to."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return {
+            name: moved(value, now.get(name), inputs, f"{key}.{name}" if key else str(name))
+            for name, value in before.items()
+        }
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [moved(one, other, inputs, f"{key}.{index}") for index, (one, other) in pairs]
+    if not (isinstance(before, str) and isinstance(now, str) and names_a_path(key)):
+        return before
+    known, found = (each.get(key) for each in inputs)
+    same = known is not None and known == found
+    if same and before.partition(":")[2] == now.partition(":")[2]:
+        return now
+    # Before whole paths were recorded, a relative one stood for what it led to.
+    return now if now.endswith(f"/{before}") and known is None else before
 
 
 def _with_new_keys(before: Mapping[str, Any]) -> Mapping[str, Any]:

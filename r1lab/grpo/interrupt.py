@@ -1,4 +1,5 @@
-"""Signals that ask a run to stop: Ctrl-C, SIGTERM, and the warning that Slurm sends before it.
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, the warning that Slurm sends before it, and a
+terminal that has gone.
 
 The first one stops the run at the next moment from which it can go on exactly; the second one ends
 the process as if nobody listened. A launcher passes on what the terminal has sent already, so a
@@ -18,8 +19,10 @@ from typing import Self
 
 from r1lab.types import Interrupted
 
-# SIGUSR1: what batch systems send ahead of a time limit where they are asked for it.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# SIGUSR1: what batch systems send ahead of a time limit where they are asked for it. SIGHUP: the
+# terminal has gone.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_IGNORABLE = (signal.SIGINT, signal.SIGHUP)
 SAME_SIGNAL_SECONDS = 1.0
 
 
@@ -40,7 +43,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 # What the parent ignores on purpose (nohup, a shell's background job) stays so.
-                if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                if number not in _IGNORABLE or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
         return self
 

@@ -8,11 +8,15 @@ last boundary, as long as the weights are still those of it.
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from r1lab.digests import Inputs
 from r1lab.grpo.changes import check_changes
 from r1lab.grpo.checkpoint import (
     Found,
@@ -27,7 +31,7 @@ from r1lab.grpo.checkpoint import (
 from r1lab.grpo.interrupt import StopSignals
 from r1lab.grpo.policy import NonFiniteError, Policy
 from r1lab.model.shard import joined, parts_of
-from r1lab.model.weights import save_checkpoint_folder
+from r1lab.model.weights import base_model, save_checkpoint_folder, save_settings
 from r1lab.recipe import TrainRecipe
 from r1lab.report.progress import Progress
 from r1lab.rollout.source import RolloutSource, dealt_out
@@ -70,10 +74,58 @@ class Keeper:
         self._boundary: Boundary | None = None
 
     def take(
-        self, policy: Policy, source: RolloutSource, tokenizer: PreTrainedTokenizerBase
+        self,
+        policy: Policy,
+        source: RolloutSource,
+        tokenizer: PreTrainedTokenizerBase,
+        inputs: Inputs,
     ) -> None:
-        """What is to be kept; before it is loaded there is nothing to save."""
+        """What is to be kept; before it is loaded there is nothing to save.
+
+        `inputs`: digests of what the recipe names, as this process found it.
+        """
         self._policy, self._source, self._tokenizer = policy, source, tokenizer
+        self._inputs = inputs
+
+    def rehearse(self) -> str | None:
+        """Write once, on the run's own disk, what a checkpoint holds beside the weights.
+
+        What cannot be written is told here, before the first step, and not at the first checkpoint:
+        None where all of it can. What was written is taken away again.
+        """
+        place = self._folder.checkpoints_path / "rehearsal.tmp"
+        had_folder = place.parent.exists()
+        state = {"source": self._source.state_dict(), "random": random_states()}
+        base = base_model(self._policy.model)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            torch.save(state, place / "state.pt")
+            torch.load(place / "state.pt", weights_only=True)
+            save_settings(base, self._tokenizer, place)
+            free = shutil.disk_usage(place).free
+        except Exception as error:  # of whatever class, from inside the libraries
+            in_folder = str(getattr(error, "filename", "")).startswith(str(self._folder.path))
+            if in_folder or is_disk_full(error):
+                raise  # the folder's fault, whatever the base
+            said = " ".join(str(error).split())[:300]
+            return (
+                f"model.path: {self._recipe.model.path!r} cannot be saved as a checkpoint "
+                f"({type(error).__name__}: {said}); correct its files, or take another base"
+            )
+        finally:
+            shutil.rmtree(place if had_folder else place.parent, ignore_errors=True)
+        if self._policy.is_sharded:
+            return None  # each process writes its part, of unequal size
+        # The model's folder, and the optimiser's float32 copies with both moments.
+        masters = sum(master.nbytes for master in self._policy.optimizer.masters)
+        needed = sum(weight.nbytes for weight in base.parameters()) + 3 * masters
+        if needed <= free:
+            return None
+        return (
+            f"output: a checkpoint takes {needed / 2**30:.2f} GiB and the disk of "
+            f"{self._folder.path} has {free / 2**30:.2f} GiB free; make room, or name another "
+            "folder with --output"
+        )
 
     def mark(self, step: int) -> None:
         """`step` is recorded: the run can be gone on from here."""
@@ -101,6 +153,7 @@ class Keeper:
             "random": self._boundary.random,
             "seconds": self._boundary.seconds,
             "recipe": self._recipe.model_dump(mode="json"),
+            "inputs": self._inputs,
         }
         with self._signals.held():
             if self._is_main:
@@ -132,7 +185,8 @@ class Keeper:
         states = load_states(found.folder, found.num_processes)
         rank, world = self._accelerator.process_index, self._accelerator.num_processes
         state = states[rank % found.num_processes]
-        changes = check_changes(state["recipe"], self._recipe, force=force)
+        inputs = (state.get("inputs", {}), self._inputs)
+        changes = check_changes(state["recipe"], self._recipe, force=force, inputs=inputs)
         if found.step > self._recipe.steps:
             raise RecipeError(
                 f"steps: {self._recipe.steps} is less than the run has done ({found.step}); take "

@@ -5,6 +5,7 @@ What is saved of it when, and how it goes on, stands in `r1lab.grpo.keeper`.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from r1lab.digests import Inputs, input_digests
 from r1lab.evaluate import Asked, EvalResult, ask, judge
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.faults import explained
@@ -29,7 +31,7 @@ from r1lab.grpo.summary import summary_of
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import TrainRecipe
 from r1lab.recipe_io import dump_resolved
-from r1lab.registry import load_mixture
+from r1lab.registry import load_mixture, load_problems
 from r1lab.report.progress import Progress
 from r1lab.rollout.build import sampler_of
 from r1lab.rollout.restart import RestartingSampler
@@ -37,7 +39,8 @@ from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import RolloutSource
 from r1lab.rollout.weights_folder import new_run
 from r1lab.run_folder import RunFolder
-from r1lab.types import Interrupted, R1labError, RunStopped, Scored
+from r1lab.tables import TABLES
+from r1lab.types import Interrupted, R1labError, RecipeError, RunStopped, Scored
 from r1lab.verify import IsolatedRunner, Verifiers
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 
 
 _SECONDS_TO_APPEAR = 10
+_PROBLEMS_LOOKED_AT = 64  # of a stream, for the verifiers that its problems name
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,10 @@ class Run:
         self.policy, self.tokenizer, base_folder = load_policy(recipe, self.accelerator)
         self.source = self._build_source(base_folder)
         self.stack.callback(self.source.close)
-        self.keeper.take(self.policy, self.source, self.tokenizer)
+        self.keeper.take(self.policy, self.source, self.tokenizer, self._inputs())
+        refused = [said for said in self._gather([self.is_main and self.keeper.rehearse()]) if said]
+        if refused:
+            raise RecipeError(refused[0])
         if resume:
             self.keeper.restore(force=force)
         self.source.check_fit(self.held_out)
@@ -164,10 +171,27 @@ class Run:
             self.folder.create(self.folder.path)
             self.folder.truncate(self.step)
             self.folder.recipe_path.write_text(dump_resolved(self.recipe))
-            self.folder.log_event("resumed" if self.step else "started", step=self.step)
+            self.folder.log_event(
+                "resumed" if self.step else "started",
+                step=self.step, folder=os.path.realpath(self.folder.path),
+            )  # fmt: skip
         self.accelerator.wait_for_everyone()
         self._check_shared()
         self.accelerator.init_trackers("tracking")
+
+    def _inputs(self) -> Inputs:
+        """Digests of what the recipe names: taken once, and the main process's count for all."""
+        if not self.is_main:
+            found: Inputs = self._gather([None])[0]
+            return found
+        first = (self.source.problems[index] for index in range(_PROBLEMS_LOOKED_AT))
+        verifiers = {problem.verifier for problem in (*self.held_out, *first)}
+        for settings in self.recipe.problems.sources:
+            if settings.source.endswith(TABLES):
+                rows = load_problems(settings, "train")
+                verifiers |= {problem.verifier for problem in getattr(rows, "problems", ())}
+        found = self._gather([input_digests(self.recipe, verifiers)])[0]
+        return found
 
     def _build_source(self, base_folder: Path) -> RolloutSource:
         def say_restart(cause: str) -> None:

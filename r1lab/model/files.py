@@ -28,6 +28,11 @@ _TOKENIZERS = (
 )  # fmt: skip
 _EXPERT = re.compile(r"(.*\.experts)\.([0-9]+)\.(.+)")
 _MAX_HEADER = 100 * 2**20  # bytes: the format's own limit
+# Settings of sampling in generation_config.json, each with the value that sets nothing.
+_SAMPLING = {
+    "temperature": 1.0, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0, "top_k": 50,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
 # Classes whose tokens are those that the folder's files name; others bring some of their own.
 _GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -219,6 +224,43 @@ def no_end_of_sequence(path: str) -> RecipeError:
         f"model.path: {path!r} has a tokenizer without an end-of-sequence token, so no "
         "response could end; set eos_token in its tokenizer_config.json"
     )
+
+
+def unsampled_settings(folder: Path) -> list[str]:
+    """Settings of sampling in generation_config.json that stand there without `do_sample`."""
+    file = folder / "generation_config.json"
+    values = _read_json(file, str(folder)) if file.is_file() else {}
+    if values.get("do_sample") is True or values.get("temperature") == 0:
+        return []
+    return [n for n, value in _SAMPLING.items() if values.get(n) not in (None, value)]
+
+
+def make_saveable(config: Any) -> None:
+    """Put right, in place, what transformers loads with a warning and refuses to save.
+
+    Many published bases ship such settings (Llama 2 and Vicuna a temperature without do_sample).
+    Settings of sampling mean that it samples, several sequences or settings of beams mean nothing
+    without beams, and so on; see `GenerationConfig.validate`.
+    """
+    if config.do_sample is not True:
+        given = {name: getattr(config, name, None) for name in _SAMPLING}
+        sets = {name for name, value in given.items() if value not in (None, _SAMPLING[name])}
+        if "temperature" in sets and not config.temperature:  # temperature 0 is greedy decoding
+            for name in sets:
+                setattr(config, name, None)
+        elif sets:
+            config.do_sample = True
+    if config.num_beams in (None, 1):
+        config.early_stopping, config.length_penalty = None, None
+        if config.do_sample is not True:
+            config.num_return_sequences = None
+    if config.pad_token_id is not None and config.pad_token_id < 0:
+        config.pad_token_id = None
+    if config.use_cache is False:
+        config.cache_implementation = None
+    if config.return_dict_in_generate is not True:
+        for name in config.extra_output_flags:
+            setattr(config, name, None)
 
 
 def tokenizer_settings(folder: Path) -> Values:

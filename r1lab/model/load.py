@@ -24,6 +24,7 @@ from r1lab.model.files import (
     check_architecture,
     check_folder,
     check_vocabulary,
+    make_saveable,
     no_end_of_sequence,
     tokenizer_settings,
 )
@@ -114,6 +115,8 @@ def load_model(
     if folder is not None:
         _check_values(model)
     _own_memory(model)
+    if model.generation_config is not None:
+        make_saveable(model.generation_config)
     return model
 
 
@@ -318,6 +321,7 @@ def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=settings.gguf_file)
     _drop_foreign_tokens(tokenizer, source)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    make_saveable(model.generation_config)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from r1lab.model.files import make_saveable
 from r1lab.model.quantize import dequantized
 from r1lab.model.shard import class_of, gathered, is_sharded, units
 
@@ -127,6 +128,13 @@ def save_checkpoint_folder(
     save_torch_state_dict(weights, folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # as the other files; they are written for the owner alone
+    save_settings(base, tokenizer, folder)
+
+
+def save_settings(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> None:
+    """Write all of a model's folder but the weights: configurations and tokenizer."""
     config = base.config
     config.architectures = [class_of(base).__name__]
     config.dtype = base.dtype
@@ -135,6 +143,7 @@ def save_checkpoint_folder(
         config.topk_method, config.scoring_func = "noaux_tc", "sigmoid"
     config.save_pretrained(folder)
     if base.generation_config is not None:
+        make_saveable(base.generation_config)
         base.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ class Stage:
         parents = {name: digests[name] for name in self.parents}
         text = json.dumps({"kind": self.kind, "recipe": recipe, "parents": parents}, sort_keys=True)
         for name, artefact in self.parents.items():  # wherever it lies: its bytes stand for it
-            text = text.replace(json.dumps(artefact), json.dumps(f"artefact of {name}"))
+            for place in (artefact, os.path.abspath(artefact)):
+                text = text.replace(json.dumps(place), json.dumps(f"artefact of {name}"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

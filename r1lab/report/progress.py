@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from r1lab.report.figures import duration, said
-from r1lab.report.text import printable
+from r1lab.report.text import GuardedStream, printable
 
 _BAR = "{desc} {n_fmt}/{total_fmt} |{bar:8}|"
 
@@ -36,7 +36,9 @@ class Progress:
         terminal: TextIO | None = None,
     ) -> None:
         self._total, self._name, self._disable = total, printable(name), disable
-        self._lines, self._terminal = lines or sys.stdout, terminal or sys.stderr
+        # Training does not depend on being read, also where a program calls it.
+        self._lines: Any = GuardedStream(lines or sys.stdout)
+        self._terminal: Any = GuardedStream(terminal or sys.stderr)
         self._initial = self._done = 0
         self._accuracy, self._began = "accuracy", time.monotonic()
         self._bar: Any = None

@@ -13,7 +13,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -218,7 +218,8 @@ def quiet_start() -> Iterator[None]:
         except BaseException:
             sys.stderr.flush()
             kept_back.seek(0)
-            os.write(shown, kept_back.read())
+            with suppress(OSError):  # nobody reads it, and the start's own error counts
+                os.write(shown, kept_back.read())
             raise
         finally:
             sys.stderr.flush()

@@ -22,6 +22,7 @@ import torch
 from r1lab.evaluate.prompting import AUTO, CHAT, template_name
 from r1lab.evaluate.target import Target, model_settings
 from r1lab.lineage import figures_of, read_lineage, write_lineage
+from r1lab.model.files import make_saveable
 from r1lab.model.load import cache_folder, end_tokens, load_model, prepare_base
 from r1lab.model.weights import save_checkpoint_folder
 from r1lab.prompts import TEMPLATES, Template
@@ -157,6 +158,7 @@ def _write_generation_config(
         asked = target.recipe.evaluation
         written.do_sample, written.temperature = asked.temperature > 0, asked.temperature or None
         written.top_p = asked.top_p
+    make_saveable(written)
     written.save_pretrained(to)
 
 

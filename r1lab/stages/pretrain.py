@@ -13,13 +13,14 @@ import os
 import pickle
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from r1lab.grpo.changes import differences
+from r1lab.digests import Inputs, changed_inputs, input_digests
+from r1lab.grpo.changes import differences, moved
 from r1lab.model.balance import ExpertLoad, update_router_bias
 from r1lab.model.config import base_config
 from r1lab.model.optim import MasterAdamW, learning_rate_at
@@ -123,6 +124,7 @@ class Progress:
     tokens: int = 0
     next_document: int = 0
     seconds: float = 0.0
+    inputs: Inputs = field(default_factory=dict)  # digests of what the recipe names
 
 
 def next_token_loss(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,9 +162,10 @@ def save_state(
     """Write everything the run needs to go on, whole or not at all."""
     state = {
         "recipe": recipe.model_dump(mode="json"),
+        "inputs": progress.inputs,
         "optimizer": optimizer.state_dict(),
         "buffers": dict(model.named_buffers()),
-        "progress": vars(progress),
+        "progress": {k: v for k, v in vars(progress).items() if k != "inputs"},
     }
     temporary = folder / "state.pt.tmp"
     torch.save(state, temporary)
@@ -177,8 +180,9 @@ def load_state(
     Raises RecipeError where the state is that of another recipe, or torn.
     """
     path = folder / "state.pt"
+    found = input_digests(recipe)
     if not path.exists():
-        return Progress()
+        return Progress(inputs=found)
     try:
         state = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -186,11 +190,12 @@ def load_state(
             f"output: {path} is torn ({' '.join(str(error).split())[:100]}); remove it to begin "
             "anew, or name another folder with --output"
         ) from None
+    now, inputs = recipe.model_dump(mode="json"), (state.get("inputs", {}), found)
     changed = [
         f"{key}: {text}"
-        for key, text in differences(state.get("recipe", {}), recipe.model_dump(mode="json"))
+        for key, text in differences(moved(state.get("recipe", {}), now, inputs), now)
         if key not in _HARMLESS and not key.startswith("card_")
-    ]
+    ] + [said for said in changed_inputs(*inputs) if not said.startswith("card_")]
     if changed and "recipe" in state:
         raise RecipeError(
             f"output: {folder} holds a pre-training of another recipe ({'; '.join(changed)}); "
@@ -199,7 +204,7 @@ def load_state(
     optimizer.load_state_dict(state["optimizer"])
     for name, buffer in model.named_buffers():
         buffer.copy_(state["buffers"][name])
-    return Progress(**state["progress"])
+    return Progress(**state["progress"], inputs=found)
 
 
 def forget_lines_after(path: Path, step: int) -> None:

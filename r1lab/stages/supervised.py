@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from r1lab.digests import changed_inputs, input_digests
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
 from r1lab.model.weights import save_checkpoint_folder
@@ -26,26 +27,33 @@ _STATES = "states"
 
 
 def open_stage(recipe: Any) -> Path:
-    """The stage's folder, with its resolved recipe; RecipeError where it is another recipe's."""
-    from r1lab.grpo.changes import differences
+    """The stage's folder, with its resolved recipe and digests of what that names.
+
+    RecipeError where it is another recipe's, or what the recipe names has changed.
+    """
+    from r1lab.grpo.changes import differences, moved
     from r1lab.plain_yaml import parse
 
     folder = Path(recipe.run_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = folder / "recipe.yaml"
+    written, named = folder / "recipe.yaml", folder / "inputs.json"
+    found = input_digests(recipe)
     if written.exists():
-        before = parse(written.read_text(encoding="utf-8"))
+        inputs = (json.loads(named.read_text()) if named.exists() else {}, found)
+        now = recipe.model_dump(mode="json")
+        before = moved(parse(written.read_text(encoding="utf-8")), now, inputs)
         changed = [
             f"{key}: {text}"
-            for key, text in differences(before, recipe.model_dump(mode="json"))
+            for key, text in differences(before, now)
             if key not in ("name", "output")
-        ]
+        ] + changed_inputs(*inputs)
         if changed:
             raise RecipeError(
                 f"output: {folder} holds a stage of another recipe ({'; '.join(changed)}); change "
                 "it back, or name another folder with --output"
             )
     written.write_text(dump_resolved(recipe), encoding="utf-8")
+    named.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return folder
 
 

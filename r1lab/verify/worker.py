@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from r1lab.report.text import GuardedStream
 from r1lab.types import Fault, Outcome, R1labError
 from r1lab.verify.call import RewardError, judge_alone, judge_one, judge_together
 from r1lab.verify.load import Reward
@@ -38,6 +40,8 @@ def serve(connection: socket.socket, status: Status) -> NoReturn:
     """Judge jobs until the other side closes the connection; never returns."""
     # A child that a reward forks has no business with the parent.
     os.register_at_fork(after_in_child=connection.close)
+    # What a reward prints is nobody's score: it must not fail where nobody reads it.
+    sys.stdout, sys.stderr = GuardedStream(sys.stdout), GuardedStream(sys.stderr)
     worker = _Worker(connection, status)
     while (payload := receive_frame(connection)) is not None:
         worker.do(decode_job(payload))

@@ -74,10 +74,12 @@ def starved(problem, completion, *, calls, at):
 
 @pytest.fixture(autouse=True)
 def listening():
-    """A job in the background inherits SIGINT ignored, and a run then leaves it so."""
+    """A job in the background inherits SIGINT (under nohup SIGHUP) ignored, and a run leaves it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hung_up)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def errors(text: str) -> list[str]:
 # --- signals --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_while_scoring_saves_the_run_and_it_goes_on_exactly(run, tmp_path, whole, number):
     # 4 responses are scored before the first step, 8 in each: the 14th is one of the second step.
     code, said, _ = run("signalled", isolate=False, options={"number": int(number), "at": 14})

@@ -75,11 +75,52 @@ def test_rewards_and_problems_are_looked_for_beside_the_recipe_first(write, tmp_
         str(folder / "rows.jsonl"), "boxes"
     ]  # fmt: skip
     assert [reward.reward for reward in recipe.rewards] == [
-        f"{folder / 'mine.py'}:judge", "only_here.py", "format"
+        f"{folder / 'mine.py'}:judge", str(tmp_path / "here/only_here.py"), "format"
     ]  # fmt: skip
     # What is typed on the command line starts from the current folder.
     typed = load(tmp_path / "task/top.yaml", "--rewards.0.reward", "mine.py")
-    assert typed.rewards[0].reward == "mine.py"
+    assert typed.rewards[0].reward == str(tmp_path / "here/mine.py")
+
+
+def test_paths_mean_the_same_from_everywhere(write, tmp_path, monkeypatch):
+    for name in ("task/models/base", "task/shared", "task/nano", "here/models/base", "here/typed"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("task/data/rows.jsonl", "task/data/held.jsonl", "task/held.jsonl",
+                 "task/words.txt", "task/loss.py"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path / "here")
+    path = write(
+        """
+        name: top
+        model: {path: models/base}
+        problems: {sources: [{source: data/rows.jsonl, options: {test_file: held.jsonl}}]}
+        rewards: [{reward: language, options: {word_list: words.txt, language: en}}]
+        algorithm: {loss: loss.py}
+        sampling: {weights_folder: shared}
+        """,
+        "task/top.yaml",
+    )
+    recipe, task = load(path), tmp_path / "task"
+    assert recipe.model.path == str(task / "models/base")
+    (source,) = recipe.problems.sources
+    assert source.source == str(task / "data/rows.jsonl")
+    assert source.options["test_file"] == str(task / "data/held.jsonl")  # the table's folder first
+    assert recipe.rewards[0].options == {"word_list": str(task / "words.txt"), "language": "en"}
+    assert recipe.algorithm.loss == str(task / "loss.py")
+    assert recipe.sampling.weights_folder == str(task / "shared")
+    assert load(path, "--model.path=typed").model.path == str(tmp_path / "here/typed")
+    assert load(path, "--model.path=nano").model.path == "nano"  # what ships, by its name
+    assert load(path, "--model.path=owner/model").model.path == "owner/model"
+
+
+def test_a_run_folder_is_where_the_run_writes_unless_told_otherwise(write, tmp_path):
+    text = "name: top\noutput: runs/top\nproblems: {sources: [{source: boxes}]}\n"
+    path = write(text, "moved/recipe.yaml")
+    assert load(path).run_folder == "runs/top"  # a user's own recipe, and no run
+    (tmp_path / "moved/events.jsonl").touch()
+    assert load(tmp_path / "moved").run_folder == str(tmp_path / "moved")
+    assert load(tmp_path / "moved", "--output=other").run_folder == "other"
 
 
 # --- precedence ---
