@@ -36,10 +36,11 @@ from r1lab.problems import (
     ReplayedProblems,
     ShuffledProblems,
     Split,
+    TableRows,
 )
 from r1lab.recipe import ProblemSettings, SourceSettings
-from r1lab.tables import TABLES
-from r1lab.types import R1labError, RecipeError
+from r1lab.tables import TABLES, no_table
+from r1lab.types import Problem, R1labError, RecipeError
 
 Kind = Literal["reward", "source", "loss"]
 
@@ -120,7 +121,8 @@ def find(text: str, kind: Kind, *, key: str = "") -> Reference:
     if place.endswith(".py") or "/" in place:
         path = Path(os.path.expanduser(place))
         if not path.is_file():
-            raise _error(key, f"{text!r}: {missing(path)}")
+            what = no_table(path) if kind == "source" and path.is_dir() else missing(path)
+            raise _error(key, f"{text!r}: {what}")
         if path.suffix != ".py":
             tables = f", nor a {' or '.join(TABLES)} table" if kind == "source" else ""
             raise _error(key, f"{text!r} is no Python file{tables}; convert it, or name another")
@@ -133,6 +135,8 @@ def find(text: str, kind: Kind, *, key: str = "") -> Reference:
         raise _error(key, f"{text!r}: a table is a {' or '.join(TABLES)} file; convert it to one")
     if ("." in place or ":" in text) and all(part.isidentifier() for part in place.split(".")):
         return Reference(text, function, place)
+    if kind == "source" and Path(place).is_dir():
+        raise _error(key, f"{text!r}: {no_table(Path(place))}")
     names = shipped(kind)
     if Path(f"{place}.py").is_file():
         raise _error(key, f"no {kind} is called {text!r} (did you mean '{place}.py'?)")
@@ -189,8 +193,7 @@ def load_problems(
     problems = _call_load(load, split, arguments, settings.options, f"{key}.options")
     if isinstance(problems, Sequence):
         if not problems:
-            share = "; raise options.test_fraction or give an options.test_file"
-            hint = share if name.endswith(TABLES) and split == "test" else ""
+            hint = _why_empty(problems, split)
             raise _error(key, f"{name!r} has no problems for the split {split!r}{hint}")
         return ShuffledProblems(problems, seed)
     if hasattr(problems, "__getitem__"):
@@ -254,6 +257,17 @@ def _call_load(
         raise _error(key, " ".join(str(error).split())) from error
     except Exception as error:  # and so is the code
         raise _error(key, raised(error)) from error
+
+
+def _why_empty(problems: Sequence[Problem], split: Split) -> str:
+    """What to do about a table that has no problems for a split."""
+    if not isinstance(problems, TableRows):
+        return ""
+    if not problems.num_read:
+        return "; the file is empty: write one problem a row"
+    if split == "test":
+        return "; raise options.test_fraction or give an options.test_file"
+    return f"; all of its {problems.num_read} are held out: lower options.test_fraction"
 
 
 def _error(key: str, message: str) -> RecipeError:

@@ -52,7 +52,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> P
 
 
 def merged_folder(
-    adapter: Path, target: Path, *, dtype: str = "bfloat16", base: str | None = None
+    adapter: Path, target: Path, *, dtype: str = "auto", base: str | None = None
 ) -> Path:
     """Write the base with a saved adapter's update added as an ordinary folder, `target`.
 
