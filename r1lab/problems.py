@@ -119,8 +119,9 @@ class ProblemMixture:
         """
         found: dict[str, Problem] = {}
         most = num
-        if all(isinstance(stream, ShuffledProblems) for stream in self.streams):
-            rows = [row for stream in self.streams for row in stream.problems]
+        lists = [stream for stream in self.streams if isinstance(stream, ShuffledProblems)]
+        if len(lists) == len(self.streams):
+            rows = [row for stream in lists for row in stream.problems]
             most = len({getattr(row, "question", None) for row in rows})
         for index in range(100 * num):
             problem = self[index]
@@ -208,6 +209,18 @@ class TableRows(list[Problem]):
         """Those that `keep` takes; `num_read` stays that of the whole file."""
         kept = [pair for pair in zip(self, self.places, strict=True) if keep(pair[0])]
         return TableRows((row for row, _ in kept), (place for _, place in kept), self.num_read)
+
+
+def placed_problems(mixture: ProblemMixture, split: Split) -> list[tuple[str, Problem]]:
+    """(where it stands, problem) of all rows of a mixture's tables and lists."""
+    found: list[tuple[str, Problem]] = []
+    for name, stream in zip(mixture.names, mixture.streams, strict=True):
+        rows = stream.problems if isinstance(stream, ShuffledProblems) else ()
+        counted = (f"{name}, row {number} of {split}" for number in itertools.count(1))
+        places = rows.places if isinstance(rows, TableRows) else counted
+        # What is no problem is told of where it is asked for.
+        found += [pair for pair in zip(places, rows, strict=False) if isinstance(pair[1], Problem)]
+    return found
 
 
 def repeated_questions(rows: Iterable[tuple[str, Problem]]) -> list[str]:

@@ -148,6 +148,20 @@ def find(text: str, kind: Kind, *, key: str = "") -> Reference:
     )
 
 
+def check_defined(text: str, kind: Kind, *, key: str = "") -> None:
+    """Refuse a name that stands for nothing, as far as its file tells without being run."""
+    reference = find(text, kind, key=key)
+    if reference.path is None:
+        return
+    source = Path(reference.path).read_text(encoding="utf-8", errors="replace")
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise _error(key, f"{text!r} cannot be imported: {raised(error)}") from None
+    if reference.function not in source:
+        raise _error(key, f"{text!r}: no function {reference.function!r} in {reference.path}")
+
+
 def resolve(text: str, kind: Kind, *, key: str = "") -> Callable[..., Any]:
     """The function that `text` names, imported. `key` is the recipe's key, for the error."""
     return find(text, kind, key=key).load(key=key)
@@ -207,21 +221,44 @@ def load_problems(
 
 
 def load_mixture(
-    settings: ProblemSettings, split: Split, seed: int | None = None
+    settings: ProblemSettings,
+    split: Split,
+    seed: int | None = None,
+    *,
+    keep: Callable[[Problem], bool] | None = None,
 ) -> ProblemMixture:
-    """All sources of a recipe in one stream. `seed` defaults to the one in the recipe."""
+    """All sources of a recipe in one stream. `seed` defaults to the one in the recipe.
+
+    Of tables and lists only the rows that `keep` takes; RecipeError where it takes none.
+    """
     seed = settings.seed if seed is None else seed
     streams = [
         load_problems(source, split, seed, key=f"problems.sources.{index}")
         for index, source in enumerate(settings.sources)
     ]
+    for index, stream in enumerate(streams):
+        if keep is None or not isinstance(stream, ShuffledProblems):
+            continue
+        rows = stream.problems
+        kept = (
+            rows.where(keep) if isinstance(rows, TableRows) else [row for row in rows if keep(row)]
+        )
+        streams[index] = ShuffledProblems(kept, seed)
+        if not kept:
+            raise RecipeError(
+                f"problems.sources.{index}: none of the {len(rows)} rows of "
+                f"{settings.sources[index].source!r} for the split {split!r} fits the context; "
+                "lower sampling.max_tokens, or take other problems"
+            )
     weights = [source.weight for source in settings.sources]
     return ProblemMixture(streams, weights, seed, names=[s.source for s in settings.sources])
 
 
-def load_training(settings: ProblemSettings) -> ProblemMixture | Curriculum:
+def load_training(
+    settings: ProblemSettings, keep: Callable[[Problem], bool] | None = None
+) -> ProblemMixture | Curriculum:
     """What a run trains on: its mixture, or that by levels where the recipe has a curriculum."""
-    mixture = load_mixture(settings, "train")
+    mixture = load_mixture(settings, "train", keep=keep)
     return Curriculum(mixture, settings.curriculum) if settings.curriculum else mixture
 
 

@@ -1,9 +1,9 @@
 """Tables of problems: the rows of a .jsonl or .parquet file, every cell checked as it is read.
 
 A number becomes the shortest text that reads back equal in the type it was stored in: a float32
-3.7 is `3.7` and not the double nearest to it, `3.700000047683716`; 3.0 is `3`, the decimal 3.70 is
-`3.7`. JSON numbers are their exact decimal value: `1.0` is `1`, and digits that a double cannot hold
-are kept. Nothing here imports torch.
+3.7 is `3.7`, and not the double of its bits, `3.700000047683716`; 3.0 is `3`, the decimal 3.70 is
+`3.7`. JSON numbers are their exact decimal value: `1.0` is `1`, and digits that a double cannot
+hold are kept. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from decimal import Context, Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from r1lab.hints import missing, nearest
 
@@ -38,7 +38,9 @@ def read_table(path: Path) -> Iterator[tuple[int, Row]]:
 def no_table(path: Path) -> str:
     """Why `path` is no table that can be read, and what to do about it."""
     if not path.is_dir():
-        pattern = "; a pattern is not expanded: name one file" if set("*?[") & set(path.name) else ""
+        pattern = (
+            "; a pattern is not expanded: name one file" if set("*?[") & set(path.name) else ""
+        )
         return f"{missing(path)}{pattern}"
     found = sorted(file for suffix in TABLES for file in path.rglob(f"*{suffix}"))
     if not found:
@@ -93,7 +95,7 @@ def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
     return value
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float | Decimal]:
     """Whether a cell holds a number; true and false are none."""
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
