@@ -101,11 +101,12 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
         tested_kept = load_mixture(recipe.problems, "test", evaluation.seed, keep=keep)
         held_out = tested_kept.distinct(evaluation.num_problems)
         warnings += _left_out(recipe, base.limit, (train, kept), (tested, tested_kept))
-        train = kept
+        train, tested = kept, tested_kept
     first, rows = [train[i] for i in range(_GENERATED)], _table_rows(train)
     _check_enough(train, rows, num_processes())
     if base is not None:
-        warnings += _check_prompts(recipe, base, [*rows, *first], held_out)
+        all_held_out = [*held_out, *_table_rows(tested)]  # another evaluation may ask the others
+        warnings += _check_prompts(recipe, base, [*rows, *first], all_held_out)
     num = recipe.problems.check_gold
     if num and process_rank() == 0:
         with IsolatedRunner(recipe.reward_workers) as runner:
@@ -197,7 +198,8 @@ def _check_prompts(
         long = [p for p in some if not fits(template.prompt(p.question), encode, limit - longest)]
         prompts = encode_all(long, template, encode)
         check_fit(long, prompts, max_tokens=longest, limit=limit, allowed=base.allowed)
-    return _warnings(recipe.model.path, base.tokenizer, [*held_out, *problems[-_GENERATED:]])
+    asked = [*held_out[: recipe.evaluation.num_problems], *problems[-_GENERATED:]]
+    return _warnings(recipe.model.path, base.tokenizer, asked)
 
 
 def _left_out(

@@ -77,7 +77,7 @@ def _check_kind(folder: Path, path: str) -> None:
         raise RecipeError(f"model.path: {path!r} is an empty folder; give a model's own folder")
     ggufs = sorted(file.name for file in folder.glob("*.gguf"))
     if ggufs:
-        fix = f"name it in model.gguf_file ({ggufs[0]})"
+        fix = f"set model.gguf_file to {ggufs[0]}"
     elif (folder / "recipe.yaml").is_file():
         fix = "it is a run folder without a checkpoint yet; give the run's own base"
     else:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -191,7 +192,8 @@ def resolve_folder(path: str) -> Path:
     if folder.is_file():
         more = f" and model.gguf_file to {folder.name}" if folder.suffix == ".gguf" else ""
         raise RecipeError(
-            f"model.path: {path!r} is a file; set it to the folder, {folder.parent}{more}"
+            f"model.path: {path!r} is a file; a model's folder is named here"
+            + (f": set it to {folder.parent}{more}" if folder.suffix in _WEIGHTS else "")
         )
     if _HUB_NAME.fullmatch(path) and not folder.parent.is_dir():
         return _download(path)
