@@ -161,7 +161,7 @@ class Run:
         if self.is_main:
             self.folder.create(self.folder.path)
             self.folder.truncate(self.step)
-            self.folder.recipe_path.write_text(dump_resolved(self.recipe))
+            self.folder.recipe_path.write_text(dump_resolved(self.recipe), encoding="utf-8")
             self.folder.log_event("resumed" if self.step else "started", step=self.step)
         self.accelerator.wait_for_everyone()
         self._check_shared()

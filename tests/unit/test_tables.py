@@ -63,7 +63,9 @@ def test_every_narrow_float_reads_back_equal(tmp_path, narrow, kind):
     values = values[np.isfinite(values)]
     texts = golds(tmp_path, pa.array(values, kind))
     assert all(narrow(text) == value for text, value in zip(texts, values, strict=True))
-    assert all(len(text) <= len(repr(float(value))) + 1 for text, value in zip(texts, values))
+    assert all(
+        len(text) <= len(repr(float(value))) + 1 for text, value in zip(texts, values, strict=True)
+    )
 
 
 def test_metadata_has_no_narrow_floats_either(tmp_path):
