@@ -10,31 +10,40 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from r1lab.curriculum import Curriculum
 from r1lab.hints import nearest, raised
 from r1lab.launch import check_launch, num_processes, process_rank
+from r1lab.model.attention import check_kernel_precision
 from r1lab.model.files import (
     QuickTokenizer,
     check_folder,
+    check_gguf,
+    check_routers,
+    check_trainable,
     check_vocabulary,
     quick_tokenizer,
     unsampled_settings,
 )
 from r1lab.model.load import resolve_folder
-from r1lab.problems import ProblemMixture
+from r1lab.problems import ProblemMixture, placed_problems, repeated_questions
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import PretrainRecipe, TrainRecipe
 from r1lab.recipe_algorithm import LossName
-from r1lab.registry import PROBLEM_VERIFIER, find, load_mixture, resolve
+from r1lab.registry import PROBLEM_VERIFIER, check_defined, load_mixture, resolve
 from r1lab.rollout.build import check_engine
 from r1lab.rollout.limits import (
+    Keep,
     check_fit,
     check_max_tokens,
     context_limit,
     encode_all,
+    fits,
+    keeps_what_fits,
+    positions,
     unknown_warning,
     unknown_words,
 )
@@ -50,8 +59,7 @@ TRACKERS = {
 }  # fmt: skip
 
 _LEAST_FREE_MIB = 64  # of the disk: less does not hold a run of any size
-_MOST_TRIED = 10_000  # problems of a table whose prompts are measured
-_GENERATED = 256  # problems of a stream, likewise
+_GENERATED = 256  # problems of a stream whose prompts are measured; of a table all are
 
 
 def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> list[str]:
@@ -73,21 +81,33 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
         if reward.reward != PROBLEM_VERIFIER:
             load_reward(reward.reward, reward.options, key=f"rewards.{index}")
     if recipe.algorithm.loss not in get_args(LossName):
-        find(recipe.algorithm.loss, "loss", key="algorithm.loss")
+        check_defined(recipe.algorithm.loss, "loss", key="algorithm.loss")
     grader = recipe.watch.grader
     if grader is not None and grader.reward != PROBLEM_VERIFIER:
         load_reward(grader.reward, grader.options, key="watch.grader")
     train = load_mixture(recipe.problems, "train")
     if recipe.problems.curriculum is not None:
         Curriculum(train, recipe.problems.curriculum)
-    first = [train[i] for i in range(_GENERATED)]
+    _table_rows(train)  # before the held-out ones, so that a row's fault is told by its place
     evaluation = recipe.evaluation
-    held_out = load_mixture(recipe.problems, "test", evaluation.seed).distinct(
-        evaluation.num_problems
+    tested = load_mixture(recipe.problems, "test", evaluation.seed)
+    held_out = tested.distinct(evaluation.num_problems)
+    warnings = repeated_questions(
+        [*placed_problems(train, "train"), *placed_problems(tested, "test")]
     )
-    rows = _table_rows(train)
+    base = _open_base(recipe, dry_run=dry_run)
+    keep = None if base is None else base.keep(recipe)
+    if base is not None and keep is not None:
+        kept = load_mixture(recipe.problems, "train", keep=keep)
+        tested_kept = load_mixture(recipe.problems, "test", evaluation.seed, keep=keep)
+        held_out = tested_kept.distinct(evaluation.num_problems)
+        warnings += _left_out(recipe, base.limit, (train, kept), (tested, tested_kept))
+        train, tested = kept, tested_kept
+    first, rows = [train[i] for i in range(_GENERATED)], _table_rows(train)
     _check_enough(train, rows, num_processes())
-    warnings = _check_base(recipe, [*rows, *first], held_out, dry_run=dry_run)
+    if base is not None:
+        all_held_out = [*held_out, *_table_rows(tested)]  # another evaluation may ask the others
+        warnings += _check_prompts(recipe, base, [*rows, *first], all_held_out)
     num = recipe.problems.check_gold
     if num and process_rank() == 0:
         with IsolatedRunner(recipe.reward_workers) as runner:
@@ -120,35 +140,94 @@ def check_pretraining(recipe: PretrainRecipe, *, dry_run: bool) -> None:
         check_engine(recipe.card_engine)
 
 
-def _check_base(
-    recipe: TrainRecipe, problems: list[Problem], held_out: list[Problem], *, dry_run: bool
-) -> list[str]:
-    """The base's folder, and what of the problems fits its context and its vocabulary."""
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What a base's folder says of prompts.
+
+    limit      tokens of a prompt and its response;  allowed  those that the model has positions for
+    """
+
+    folder: Path
+    limit: int | None
+    allowed: int | None
+    tokenizer: QuickTokenizer
+
+    def keep(self, recipe: TrainRecipe) -> Keep | None:
+        if self.limit is None:
+            return None
+        return keeps_what_fits(
+            recipe.problems,
+            TEMPLATES[recipe.template],
+            self.tokenizer.encode,
+            max_tokens=recipe.sampling.most_tokens,
+            limit=self.limit,
+        )
+
+
+def _open_base(recipe: TrainRecipe, *, dry_run: bool) -> _Base | None:
+    """The base's folder, looked through; None where it says nothing of prompts without torch."""
     path = recipe.model.path
+    check_kernel_precision(recipe.model)
     if dry_run and is_on_a_hub(path):
-        return []
+        return None
     folder = resolve_folder(path)
     if recipe.model.gguf_file is not None:
-        return []  # its configuration and tokenizer are inside the file
+        check_gguf(folder, path, recipe.model.gguf_file)
+        return None  # its configuration and tokenizer are inside the file
     values = check_folder(folder, path)
+    check_trainable(values, path)
+    if recipe.algorithm.router_bias_speed or recipe.algorithm.router_replay != "none":
+        check_routers(values, path)
     limit = context_limit(values, recipe.sampling.max_model_len)
     if limit is not None:
         check_max_tokens(recipe.sampling.most_tokens, limit)
     tokenizer = quick_tokenizer(folder, path)
     if tokenizer is None:
-        return []
+        return None
     check_vocabulary(tokenizer.num_entries, values, path)
-    template = TEMPLATES[recipe.template]
+    return _Base(folder, limit, positions(values), tokenizer)
+
+
+def _check_prompts(
+    recipe: TrainRecipe, base: _Base, problems: list[Problem], held_out: list[Problem]
+) -> list[str]:
+    """Refuse what does not fit the base's context; warn of what its vocabulary lacks."""
+    template, longest = TEMPLATES[recipe.template], recipe.sampling.most_tokens
+    encode = base.tokenizer.encode
     for some in (held_out, problems):
-        if limit is not None:
-            prompts = encode_all(some, template, tokenizer.encode)
-            check_fit(some, prompts, max_tokens=recipe.sampling.most_tokens, limit=limit)
-    unsampled = unsampled_settings(folder)
-    kept = [
-        f"model.path: the generation_config.json of {path!r} sets {', '.join(unsampled)} without "
+        if (limit := base.limit) is None:
+            break
+        long = [p for p in some if not fits(template.prompt(p.question), encode, limit - longest)]
+        prompts = encode_all(long, template, encode)
+        check_fit(long, prompts, max_tokens=longest, limit=limit, allowed=base.allowed)
+    asked = [*held_out[: recipe.evaluation.num_problems], *problems[-_GENERATED:]]
+    path = recipe.model.path
+    return _unsampled(base.folder, path) + _warnings(path, base.tokenizer, asked)
+
+
+def _unsampled(folder: Path, path: str) -> list[str]:
+    """A warning where transformers would refuse to save the base's generation settings."""
+    settings = unsampled_settings(folder)
+    if not settings:
+        return []
+    return [
+        f"model.path: the generation_config.json of {path!r} sets {', '.join(settings)} without "
         "do_sample, which transformers refuses to save; checkpoints are saved with do_sample true"
-    ] if unsampled else []  # fmt: skip
-    return kept + _warnings(path, tokenizer, [*held_out, *problems[-_GENERATED:]])
+    ]
+
+
+def _left_out(
+    recipe: TrainRecipe, limit: int | None, *pairs: tuple[ProblemMixture, ProblemMixture]
+) -> list[str]:
+    """What `problems.leave_out_long` has left out, in a line."""
+    counts = [[len(_table_rows(mixture)) for mixture in pair] for pair in pairs]
+    left, total = sum(all - kept for all, kept in counts), sum(all for all, _ in counts)
+    if not left:
+        return []
+    return [
+        f"problems.leave_out_long: {left} of {total} rows are left out, whose prompts and "
+        f"sampling.max_tokens ({recipe.sampling.most_tokens}) do not fit {limit} tokens of context"
+    ]
 
 
 def _warnings(path: str, tokenizer: QuickTokenizer, problems: list[Problem]) -> list[str]:
@@ -164,7 +243,7 @@ def _warnings(path: str, tokenizer: QuickTokenizer, problems: list[Problem]) -> 
 
 
 def _table_rows(mixture: ProblemMixture) -> list[Problem]:
-    """The rows of its tables and lists, of very long ones the first; those of streams are endless.
+    """All rows of its tables and lists; those of streams are endless.
 
     Read through the mixture, which checks what it hands out.
     """
@@ -172,14 +251,14 @@ def _table_rows(mixture: ProblemMixture) -> list[Problem]:
     return [
         mixture.row(stream, position)
         for stream, length in enumerate(lengths)
-        for position in range(min(length, _MOST_TRIED))
+        for position in range(length)
     ]
 
 
 def _check_enough(train: ProblemMixture, rows: list[Problem], world: int) -> None:
     """Refuse tables that have not a problem for each process."""
     are_tables = all(hasattr(stream, "problems") for stream in train.streams)
-    if are_tables and len(rows) < min(world, _MOST_TRIED):
+    if are_tables and len(rows) < world:
         raise RecipeError(
             f"problems.sources: {len(rows)} problems to train on cannot be shared by {world} "
             "processes; add problems, or launch fewer (--num_processes)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import os
 import sys
 import time
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_standard_streams()
+    _print_anything()
     command = next((word for word in arguments if not word.startswith("-")), None)
     for_reader = command is None or command in _FOR_READERS or {"-h", "--help"} & {*arguments}
     with guarded_output(stdout=not for_reader):
@@ -120,6 +122,16 @@ def _run(arguments: list[str]) -> int:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         _say_error(R1labError(f"{name}{error.strerror or error}"))
         return R1labError.exit_code
+
+
+def _print_anything() -> None:
+    """Let every text be printed, whatever the terminal's encoding: what it lacks is escaped.
+
+    A response holds what a model made up, half characters included, and a run must not end on it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's may be another
+            stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -235,8 +247,8 @@ def _add_quickstart_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--dry-run] [--section.key VALUE ...]"
     _add_dry_run(parser)
     parser.epilog = (
-        "Writes runs/quickstart and continues a run that was stopped. On a CPU it starts a process\n"
-        "for each core; `r1lab train quickstart` is the same run in one process."
+        "Writes runs/quickstart and continues a run that was stopped. On a CPU it starts one\n"
+        "process for each core; `r1lab train quickstart` is the same run in one process."
     )
 
 
@@ -326,12 +338,16 @@ def _split_overrides(
 def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
     from r1lab.recipe import TrainRecipe
     from r1lab.recipe_io import load_recipe
+    from r1lab.run_folder import RunFolder
 
     with _once_over_processes():
         recipe = load_recipe(options.recipe, overrides, schema=TrainRecipe)
         _check(recipe, dry_run=options.dry_run)
+        if not (options.preflight or options.resume or recipe.resume == "auto"):
+            RunFolder(recipe.run_folder).check_unused()
     if options.dry_run:
-        _print_plan(recipe)
+        if process_rank() == 0:
+            _print_plan(recipe)
         return 0
     if options.preflight:
         return preflight(recipe)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1lab.cli_types import finite, positive, whole
+from r1lab.precision import CHOICES, settled
 from r1lab.types import R1labError, RecipeError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
         help="a result to compare with (repeated: runs of other seeds)",
     )  # fmt: skip
     add("--engine", choices=["vllm", "transformers"], help="that samples (vllm)")
-    add("--dtype", choices=["bfloat16", "float32"], help="of the weights (as this machine is fast)")
+    add("--dtype", type=settled, choices=CHOICES, help="of the weights (as this machine is fast)")
     add("--gguf-file", metavar="FILE", help="in MODEL, when it holds a GGUF")
     add("--kv-cache-gib", type=positive, help="vLLM's cache on the CPU (1)")
     add("--served-model", metavar="NAME", help="of a server that serves several")

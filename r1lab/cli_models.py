@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1lab.cli_types import finite, positive, whole
+from r1lab.precision import CHOICES, settled
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", required=True, help="a new folder for it")
     _add_prompt(parser)
     parser.add_argument(
-        "--dtype", choices=["bfloat16", "float32"], help="of the weights (as they are)"
+        "--dtype", type=settled, choices=CHOICES, help="of the weights (as they are)"
     )
     parser.add_argument("--gguf-file", metavar="FILE", help="in MODEL, when it holds a GGUF")
 
@@ -89,7 +90,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         help="takes thinking and content apart: r1lab, a parser of vLLM's, or none (r1lab)",
     )  # fmt: skip
     _add_prompt(parser)
-    add("--dtype", choices=["bfloat16", "float32"], help="of the weights (as this machine is fast)")
+    add("--dtype", type=settled, choices=CHOICES, help="of the weights (as this machine is fast)")
     add("--max-model-len", type=whole(1), help="prompt and response together (as the model allows)")
     add("--kv-cache-gib", type=positive, default=1.0, help="vLLM's cache on the CPU (1)")
     add(
@@ -141,7 +142,7 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=positive, help="of sampling (as evaluated, 1.0)")
     add("--max-tokens", type=whole(1), help="of an answer (all that the model has room for)")
     add("--seed", type=whole(0), help="of every answer: the same question has the same answer")
-    add("--dtype", choices=["bfloat16", "float32"], help="of the weights (as this machine is fast)")
+    add("--dtype", type=settled, choices=CHOICES, help="of the weights (as this machine is fast)")
     add("--kv-cache-gib", type=positive, default=1.0, help="vLLM's cache on the CPU (1)")
     add("--served-model", metavar="NAME", help="of a server that serves several")
     parser.epilog = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,7 @@ class _Rewards:
 
 def _problems(options: argparse.Namespace) -> Sequence[Problem]:
     """The first problems with different questions: all of a file, else those held out."""
+    from r1lab.problems import ProblemMixture, placed_problems, repeated_questions
     from r1lab.recipe import SourceSettings
     from r1lab.registry import load_problems
     from r1lab.tables import TABLES
@@ -141,6 +143,9 @@ def _problems(options: argparse.Namespace) -> Sequence[Problem]:
         given["columns"] = {name.strip(): column.strip() for name, _, column in pairs}
     settings = SourceSettings(source=options.problems, options=given)
     stream = load_problems(settings, "train" if is_table else "test", key="--problems")
+    whole = ProblemMixture([stream], [1.0], names=[options.problems])
+    for line in repeated_questions(placed_problems(whole, "train" if is_table else "test")):
+        print(f"r1lab: warning: {line}", file=sys.stderr)
     found: dict[str, Problem] = {}
     for index in range(20 * options.num):
         found.setdefault(stream[index].question, stream[index])

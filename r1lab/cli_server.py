@@ -7,6 +7,7 @@ import shlex
 from dataclasses import fields
 
 from r1lab.cli_types import whole
+from r1lab.precision import CHOICES
 
 _EPILOG = """\
 The server samples for `r1lab train RECIPE --sampling.engine server`; docs/samplers.md says how.
@@ -25,7 +26,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     add("--weights-folder", metavar="FOLDER", help="where weights come through, shared with the "
         "trainer (its sampling.weights_folder; the path may be another here)")  # fmt: skip
     add("--transfer", choices=["nccl"], help="take weights from GPU to GPU")
-    add("--dtype", choices=["auto", "bfloat16", "float32"], default="auto",
+    add("--dtype", choices=CHOICES, default="auto",
         help="as model.dtype of the recipe")  # fmt: skip
     add(
         "--max-model-len", type=whole(1), help="prompt and response, at most (default: the model's)"

@@ -13,6 +13,8 @@ from typing import Literal
 
 Precision = Literal["bfloat16", "float32"]
 
+CHOICES = ("auto", "bfloat16", "float32")  # of every --dtype and model.dtype
+
 # As /proc/cpuinfo names them, on x86 and ARM.
 _BFLOAT16_CPUS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _GPU_DRIVERS = ("proc/driver/nvidia/version", "sys/class/kfd")
@@ -27,6 +29,11 @@ def fast_precision(root: Path = Path("/")) -> Precision:
     if sees_gpu(root):
         return "bfloat16"
     return "bfloat16" if _BFLOAT16_CPUS & cpu_flags(root) else "float32"
+
+
+def settled(name: str) -> str:
+    """A precision as it is computed in: `auto` is the one that this machine is fast in."""
+    return fast_precision() if name == "auto" else name
 
 
 def sees_gpu(root: Path = Path("/")) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from r1lab.hints import raised
-from r1lab.tables import TABLES, place_of, read_table, text_of
+from r1lab.tables import TABLES, is_finite, is_number, number_text, place_of, read_table, text_of
 from r1lab.types import Problem, R1labError, RecipeError
 
 Split = Literal["train", "test"]
@@ -118,11 +118,18 @@ class ProblemMixture:
         Raises RecipeError where the sources have fewer.
         """
         found: dict[str, Problem] = {}
+        most = num
+        lists = [stream for stream in self.streams if isinstance(stream, ShuffledProblems)]
+        if len(lists) == len(self.streams):
+            rows = [row for stream in lists for row in stream.problems]
+            most = len({getattr(row, "question", None) for row in rows})
         for index in range(100 * num):
             problem = self[index]
             found.setdefault(problem.question, problem)
             if len(found) == num:
                 return list(found.values())
+            if len(found) == most:  # of lists that end: nothing new comes any more
+                break
         raise RecipeError(
             f"evaluation.num_problems: {num} is more than the sources have to hold out "
             f"({len(found)}); lower it, or add problems"
@@ -167,7 +174,7 @@ class FileProblems:
         verifier: str = "math",
         test_fraction: float = 0.1,
         test_file: str | None = None,
-    ) -> list[Problem]:
+    ) -> TableRows:
         """All problems of the split, in the file's order; ValueError says what is wrong."""
         del seed  # the caller shuffles
         names = {**{name: name for name in COLUMNS}, **(columns or {})}
@@ -184,11 +191,68 @@ class FileProblems:
                 return held_out
             questions = {problem.question for problem in held_out}
             rows = _read_rows(table, names, verifier)
-            return [row for row in rows if row.question not in questions]
+            return rows.where(lambda row: row.question not in questions)
         rows = _read_rows(table, names, verifier)
-        return [
-            row for row in rows if (_unit_hash(row.question) < test_fraction) == (split == "test")
-        ]
+        return rows.where(
+            lambda row: (_unit_hash(row.question) < test_fraction) == (split == "test")
+        )
+
+
+class TableRows(list[Problem]):
+    """Problems that were read from a table, with the place of each in it, for messages."""
+
+    def __init__(self, problems: Iterable[Problem], places: Iterable[str], num_read: int) -> None:
+        super().__init__(problems)
+        self.places, self.num_read = tuple(places), num_read
+
+    def where(self, keep: Callable[[Problem], bool]) -> TableRows:
+        """Those that `keep` takes; `num_read` stays that of the whole file."""
+        kept = [pair for pair in zip(self, self.places, strict=True) if keep(pair[0])]
+        return TableRows((row for row, _ in kept), (place for _, place in kept), self.num_read)
+
+
+def placed_problems(mixture: ProblemMixture, split: Split) -> list[tuple[str, Problem]]:
+    """(where it stands, problem) of all rows of a mixture's tables and lists."""
+    found: list[tuple[str, Problem]] = []
+    for name, stream in zip(mixture.names, mixture.streams, strict=True):
+        rows = stream.problems if isinstance(stream, ShuffledProblems) else ()
+        counted = (f"{name}, row {number} of {split}" for number in itertools.count(1))
+        places = rows.places if isinstance(rows, TableRows) else counted
+        # What is no problem is told of where it is asked for.
+        found += [pair for pair in zip(places, rows, strict=False) if isinstance(pair[1], Problem)]
+    return found
+
+
+def repeated_questions(rows: Iterable[tuple[str, Problem]]) -> list[str]:
+    """What to say of questions that stand in several of the (place, problem), a line each.
+
+    Two gold answers to one question punish a right response; a question that comes twice is asked
+    twice as often.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for place, problem in rows:
+        found.setdefault(problem.question, []).append((place, problem.answer.strip()))
+    several = [rows for rows in found.values() if len(rows) > 1]
+    clashes = [rows for rows in several if len({answer for _, answer in rows}) > 1]
+    copies = [rows for rows in several if len({answer for _, answer in rows}) == 1]
+    said = []
+    if clashes:
+        shown = "; ".join(
+            ", ".join(f"{place} says {answer[:40]!r}" for place, answer in rows[:3])
+            for rows in clashes[:3]
+        )
+        said.append(
+            f"problems.sources: {len(clashes)} questions have more than one gold answer ({shown}"
+            f"{'; ...' if len(clashes) > 3 else ''}): keep the right one of each"
+        )
+    if copies:
+        shown = "; ".join(" and ".join(place for place, _ in rows[:3]) for rows in copies[:3])
+        said.append(
+            f"problems.sources: {len(copies)} questions stand in more than one row ({shown}"
+            f"{'; ...' if len(copies) > 3 else ''}), {sum(map(len, copies)) - len(copies)} rows "
+            "too many"
+        )
+    return said
 
 
 class ShuffledProblems:
@@ -226,8 +290,8 @@ class ReplayedProblems:
         return (self[i] for i in itertools.count())
 
 
-def _read_rows(path: Path, columns: Mapping[str, str], verifier: str) -> list[Problem]:
-    problems = []
+def _read_rows(path: Path, columns: Mapping[str, str], verifier: str) -> TableRows:
+    problems, places = [], []
     row_of: dict[str, int] = {}
     for number, row in read_table(path):
         place = place_of(path, number)
@@ -235,6 +299,8 @@ def _read_rows(path: Path, columns: Mapping[str, str], verifier: str) -> list[Pr
         question = text_of(row, columns["question"], place)
         answer = text_of(row, columns["answer"], place)
         identity = row.get(columns["id"])
+        if is_number(identity) and is_finite(identity):
+            identity = number_text(identity)
         identity = f"{path.stem}/{number}" if identity is None else str(identity)
         if identity in row_of:
             raise ValueError(
@@ -245,7 +311,8 @@ def _read_rows(path: Path, columns: Mapping[str, str], verifier: str) -> list[Pr
         own = row.get(columns["verifier"])
         judged_by = beside(verifier if own is None else str(own), path.parent)
         problems.append(Problem(identity, question, answer, judged_by, path.stem, metadata))
-    return problems
+        places.append(place)
+    return TableRows(problems, places, len(problems))
 
 
 def beside(reference: str, folder: Path) -> str:

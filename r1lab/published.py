@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from r1lab.hints import missing
-from r1lab.tables import TABLES, read_table
+from r1lab.tables import TABLES, no_table, read_table, rows_of
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FOLDER = "R1LAB_DATASETS"
@@ -44,11 +44,9 @@ def read_rows(
         names = [f"{stem or split}{suffix}" for suffix in TABLES]
         found = next((path / name for name in names if (path / name).is_file()), None)
         if found is None:
-            raise ValueError(f"{path} holds neither {names[0]} nor {names[1]}")
+            raise ValueError(f"{path} holds neither {names[0]} nor {names[1]}: {no_table(path)}")
         return read_table(found)
     if path.suffix in TABLES:
-        if not path.is_file():
-            raise ValueError(missing(path))
         return read_table(path)
     if not HUB_NAME.fullmatch(place):
         raise ValueError(f"{missing(path, what='folder')}; give a folder, a file or a hub name")
@@ -64,7 +62,8 @@ def _from_hub(name: str, split: str, config: str | None) -> Iterator[tuple[int, 
         ) from None
     try:
         with _quiet_retries():
-            rows = load_dataset(name, config, split=split)
+            # As Arrow has them: datasets' own rows spell narrow floats out.
+            table = load_dataset(name, config, split=split).with_format("arrow")[:]
     # Whatever the hub, the network or the set's own files raise: the user's fix is the same.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -72,7 +71,7 @@ def _from_hub(name: str, split: str, config: str | None) -> Iterator[tuple[int, 
             f"{name!r} is no folder here and could not be fetched from the hub ({reason}); give a "
             f"local folder, or set {FOLDER}"
         ) from error
-    return enumerate((dict(row) for row in rows), start=1)
+    return rows_of(table)
 
 
 @contextmanager

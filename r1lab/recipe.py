@@ -104,6 +104,11 @@ class ProblemSettings(Section):
     seed: Seed = Field(
         0, description="of the problem streams; held-out problems do not depend on it"
     )
+    leave_out_long: bool = Field(
+        False,
+        description="leave out rows of tables whose prompt and sampling.max_tokens do not fit the "
+        "context, and say how many; false: refuse them",
+    )
     check_gold: NonNegative = Field(
         64,
         le=100_000,
@@ -329,7 +334,8 @@ class TrainRecipe(Section):
         if limit is not None and limit <= longest:
             raise ValueError(
                 f"sampling.max_model_len: {limit} leaves no room for a prompt beside "
-                f"sampling.max_tokens ({longest}); raise it or lower max_tokens"
+                f"sampling.max_tokens ({longest}); lower max_tokens, or raise it as far as the "
+                "model has positions"
             )
         cap_raise = self.sampling.cap_raise
         if cap_raise is not None and cap_raise.after_step >= self.steps:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from r1lab.precision import fast_precision
+from r1lab.precision import settled
 
 # Counts end where numbers stop being possible: a slip of the keyboard is refused here, and not by
 # a library that counts in 32 bits.
@@ -42,7 +42,7 @@ ServerUrl = Annotated[str, AfterValidator(_address)]
 # What weights are computed in; `auto` is settled when a recipe is read, and never leaves it.
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float32"],
-    AfterValidator(lambda name: fast_precision() if name == "auto" else name),
+    AfterValidator(settled),
 ]
 
 

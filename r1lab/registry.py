@@ -36,10 +36,11 @@ from r1lab.problems import (
     ReplayedProblems,
     ShuffledProblems,
     Split,
+    TableRows,
 )
 from r1lab.recipe import ProblemSettings, SourceSettings
-from r1lab.tables import TABLES
-from r1lab.types import R1labError, RecipeError
+from r1lab.tables import TABLES, no_table
+from r1lab.types import Problem, R1labError, RecipeError
 
 Kind = Literal["reward", "source", "loss"]
 
@@ -120,7 +121,8 @@ def find(text: str, kind: Kind, *, key: str = "") -> Reference:
     if place.endswith(".py") or "/" in place:
         path = Path(os.path.expanduser(place))
         if not path.is_file():
-            raise _error(key, f"{text!r}: {missing(path)}")
+            what = no_table(path) if kind == "source" and path.is_dir() else missing(path)
+            raise _error(key, f"{text!r}: {what}")
         if path.suffix != ".py":
             tables = f", nor a {' or '.join(TABLES)} table" if kind == "source" else ""
             raise _error(key, f"{text!r} is no Python file{tables}; convert it, or name another")
@@ -133,6 +135,8 @@ def find(text: str, kind: Kind, *, key: str = "") -> Reference:
         raise _error(key, f"{text!r}: a table is a {' or '.join(TABLES)} file; convert it to one")
     if ("." in place or ":" in text) and all(part.isidentifier() for part in place.split(".")):
         return Reference(text, function, place)
+    if kind == "source" and Path(place).is_dir():
+        raise _error(key, f"{text!r}: {no_table(Path(place))}")
     names = shipped(kind)
     if Path(f"{place}.py").is_file():
         raise _error(key, f"no {kind} is called {text!r} (did you mean '{place}.py'?)")
@@ -142,6 +146,20 @@ def find(text: str, kind: Kind, *, key: str = "") -> Reference:
         f"no {kind} is called {text!r}{nearest(text, names)}; {known}"
         f"or name your own as path/to/file.py:{_FUNCTION[kind]}",
     )
+
+
+def check_defined(text: str, kind: Kind, *, key: str = "") -> None:
+    """Refuse a name that stands for nothing, as far as its file tells without being run."""
+    reference = find(text, kind, key=key)
+    if reference.path is None:
+        return
+    source = Path(reference.path).read_text(encoding="utf-8", errors="replace")
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise _error(key, f"{text!r} cannot be imported: {raised(error)}") from None
+    if reference.function not in source:
+        raise _error(key, f"{text!r}: no function {reference.function!r} in {reference.path}")
 
 
 def resolve(text: str, kind: Kind, *, key: str = "") -> Callable[..., Any]:
@@ -189,8 +207,7 @@ def load_problems(
     problems = _call_load(load, split, arguments, settings.options, f"{key}.options")
     if isinstance(problems, Sequence):
         if not problems:
-            share = "; raise options.test_fraction or give an options.test_file"
-            hint = share if name.endswith(TABLES) and split == "test" else ""
+            hint = _why_empty(problems, split)
             raise _error(key, f"{name!r} has no problems for the split {split!r}{hint}")
         return ShuffledProblems(problems, seed)
     if hasattr(problems, "__getitem__"):
@@ -204,21 +221,44 @@ def load_problems(
 
 
 def load_mixture(
-    settings: ProblemSettings, split: Split, seed: int | None = None
+    settings: ProblemSettings,
+    split: Split,
+    seed: int | None = None,
+    *,
+    keep: Callable[[Problem], bool] | None = None,
 ) -> ProblemMixture:
-    """All sources of a recipe in one stream. `seed` defaults to the one in the recipe."""
+    """All sources of a recipe in one stream. `seed` defaults to the one in the recipe.
+
+    Of tables and lists only the rows that `keep` takes; RecipeError where it takes none.
+    """
     seed = settings.seed if seed is None else seed
     streams = [
         load_problems(source, split, seed, key=f"problems.sources.{index}")
         for index, source in enumerate(settings.sources)
     ]
+    for index, stream in enumerate(streams):
+        if keep is None or not isinstance(stream, ShuffledProblems):
+            continue
+        rows = stream.problems
+        kept = (
+            rows.where(keep) if isinstance(rows, TableRows) else [row for row in rows if keep(row)]
+        )
+        streams[index] = ShuffledProblems(kept, seed)
+        if not kept:
+            raise RecipeError(
+                f"problems.sources.{index}: none of the {len(rows)} rows of "
+                f"{settings.sources[index].source!r} for the split {split!r} fits the context; "
+                "lower sampling.max_tokens, or take other problems"
+            )
     weights = [source.weight for source in settings.sources]
     return ProblemMixture(streams, weights, seed, names=[s.source for s in settings.sources])
 
 
-def load_training(settings: ProblemSettings) -> ProblemMixture | Curriculum:
+def load_training(
+    settings: ProblemSettings, keep: Callable[[Problem], bool] | None = None
+) -> ProblemMixture | Curriculum:
     """What a run trains on: its mixture, or that by levels where the recipe has a curriculum."""
-    mixture = load_mixture(settings, "train")
+    mixture = load_mixture(settings, "train", keep=keep)
     return Curriculum(mixture, settings.curriculum) if settings.curriculum else mixture
 
 
@@ -254,6 +294,17 @@ def _call_load(
         raise _error(key, " ".join(str(error).split())) from error
     except Exception as error:  # and so is the code
         raise _error(key, raised(error)) from error
+
+
+def _why_empty(problems: Sequence[Problem], split: Split) -> str:
+    """What to do about a table that has no problems for a split."""
+    if not isinstance(problems, TableRows):
+        return ""
+    if not problems.num_read:
+        return "; the file is empty: write one problem a row"
+    if split == "test":
+        return "; raise options.test_fraction or give an options.test_file"
+    return f"; all of its {problems.num_read} are held out: lower options.test_fraction"
 
 
 def _error(key: str, message: str) -> RecipeError:

@@ -291,6 +291,14 @@ class RunFolder:
         pairs = (line.partition(" ") for line in head)
         return {name: version for name, _, version in pairs if version}
 
+    def check_unused(self) -> None:
+        """Refuse a folder that holds a run already; raises R1labError."""
+        if self.metrics():
+            raise R1labError(
+                f"output: {self.path} holds a run already; go on with --resume, or name another "
+                "folder with --output"
+            )
+
     def trained_model(self) -> Path:
         """The newest model among the checkpoints; R1labError where there is none."""
         found = [path.parent for path in self.path.glob("checkpoints/step-*/model/config.json")]

@@ -34,6 +34,7 @@ from bench_step_plain import memory, profile, rollout_vs_plain
 from bench_step_sides import Ours, Theirs, Work, scores_of, with_scores
 from bench_step_work import SHAPES, Shape, prepare
 
+from r1lab.precision import CHOICES, settled
 from r1lab.types import Scored
 from r1lab.verify import IsolatedRunner, Verifiers
 
@@ -63,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tail", nargs="+", choices=tails, default=tails)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", type=settled, choices=CHOICES, default="float32")
     parser.add_argument("--budget", type=int, help="r1lab's tokens_per_microbatch (its default)")
     parser.add_argument("--trl-micro-batch", type=int, help="TRL's (looked for: its fastest)")
     parser.add_argument("--quick", action="store_true", help="2 questions of 4 samples, 1 repeat")

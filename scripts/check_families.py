@@ -39,6 +39,7 @@ from r1lab.grpo.floor import stirred_adapters
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
 from r1lab.model.weights import checkpoint_weights, save_checkpoint_folder
+from r1lab.precision import CHOICES, settled
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import LoraSettings, ModelSettings
 from r1lab.rollout.agreement import both_logprobs, k3_kl
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--family", nargs="*", choices=list(FAMILIES), metavar="NAME",
                         help=f"only these of {', '.join(FAMILIES)}")  # fmt: skip
     parser.add_argument("--steps", type=int, default=300, help="of training until peaked (300)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+    parser.add_argument("--dtype", type=settled, choices=CHOICES, default="float32",
                         help="of trainer and sampler; rounding is the floor (float32)")  # fmt: skip
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)

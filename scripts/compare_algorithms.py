@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes" / "algorithms").glob("*.yaml"))
 BUDGET = (
     "--problems.sources", "[{source: boxes}]", "--sampling.questions_per_step", "16",
-    "--sampling.group_size", "8", "--sampling.max_tokens", "96", "--model.dtype", "float32",
+    "--sampling.group_size", "8", "--sampling.max_tokens", "96",
     "--evaluation.every", "0", "--evaluation.num_problems", "120", "--evaluation.num_samples", "4",
     "--evaluation.greedy", "false", "--checkpoints.every", "0", "--checkpoints.keep", "1",
     "--optimizer.schedule", "constant", "--tracking.trackers", "[]",
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="names of recipes (all)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "algorithms")
+    parser.add_argument("--dtype", default="float32", help="model.dtype (float32)")
     parser.add_argument("--prefix", default="", help="a command put before each run's")
     options = parser.parse_args()
     rows = []
@@ -56,7 +57,7 @@ def train(recipe: Path, folder: Path, options: argparse.Namespace) -> bool:
     command = [
         *shlex.split(options.prefix), sys.executable, "-m", "r1lab", "train", str(recipe),
         "--output", str(folder), "--steps", str(options.steps), "--seed", str(options.seed),
-        "--resume", *BUDGET,
+        "--resume", *BUDGET, "--model.dtype", options.dtype,
     ]  # fmt: skip
     with Path(f"{folder}.log").open("w") as log:
         return subprocess.run(command, stdout=log, stderr=log, check=False).returncode == 0

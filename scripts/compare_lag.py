@@ -25,8 +25,8 @@ from r1lab.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = (
-    "--sampling.questions_per_step", "16", "--sampling.group_size", "16", "--model.dtype",
-    "float32", "--algorithm.correction", "token_truncate", "--evaluation.every", "0",
+    "--sampling.questions_per_step", "16", "--sampling.group_size", "16",
+    "--algorithm.correction", "token_truncate", "--evaluation.every", "0",
     "--evaluation.num_problems", "200", "--evaluation.num_samples", "8", "--evaluation.greedy",
     "false", "--checkpoints.every", "0", "--checkpoints.keep", "1", "--tracking.trackers", "[]",
 )  # fmt: skip
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each lag (3)")
     parser.add_argument("--lags", type=int, nargs="*", default=[1], help="beside 0 (1)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "lag")
+    parser.add_argument("--dtype", default="float32", help="model.dtype (float32)")
     parser.add_argument("--prefix", default="", help="a command put before each run's")
     parser.add_argument("more", nargs="*", metavar="-- OPTION", help="further options of the runs")
     options = parser.parse_args()
@@ -65,7 +66,8 @@ def train(lag: int, seed: int, folder: Path, options: argparse.Namespace) -> boo
     command = [
         *shlex.split(options.prefix), sys.executable, "-m", "r1lab", "train", "quickstart",
         "--output", str(folder), "--steps", str(options.steps), "--seed", str(seed),
-        "--sampling.max_lag", str(lag), "--resume", *BUDGET, *options.more,
+        "--sampling.max_lag", str(lag), "--resume", "--model.dtype", options.dtype,
+        *BUDGET, *options.more,
     ]  # fmt: skip
     with Path(f"{folder}.log").open("w") as log:
         return subprocess.run(command, stdout=log, stderr=log, check=False).returncode == 0

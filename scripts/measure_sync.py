@@ -1,6 +1,6 @@
 """How well sampler and trainer agree before, during and after a weight sync.
 
-    python scripts/measure_sync.py [--base nano] [--case NAME ...]
+    python scripts/measure_sync.py [--base nano] [--case NAME ...] [--dtype auto]
 
 For the shipped base on both of vLLM's attention paths (on the MLA kernel as its widened equal, see
 r1lab.model.widen) and for a Llama-style model with tied embeddings, trained here for half a minute;
@@ -36,6 +36,7 @@ from r1lab.model.load import load_base
 from r1lab.model.optim import MasterAdamW
 from r1lab.model.weights import checkpoint_weights, save_checkpoint_folder
 from r1lab.model.widen import widen
+from r1lab.precision import CHOICES, settled
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import LoraSettings, ModelSettings
 from r1lab.rollout.agreement import both_logprobs, k3_kl
@@ -56,6 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="nano", help="V3-style base (model.path); default: nano")
     parser.add_argument("--case", nargs="*", help="only these cases (default: all)")
+    parser.add_argument("--dtype", type=settled, choices=CHOICES, default="auto",
+                        help="of trainer and sampler (auto: as this machine is fast)")  # fmt: skip
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as scratch:
@@ -71,18 +74,21 @@ def main() -> None:
                 folders[kind],
                 LoraSettings(rank=16) if way == "lora" else None,
                 "mla" if kind == "base_mla_kernel" else "auto",
+                arguments.dtype,
             )
             print(f"{name:28}", *(f"{key} {value:.3g}  " for key, value in cases[name].items()))
-    print(json.dumps({"cases": cases}))
+    print(json.dumps({"cases": cases, "dtype": arguments.dtype}))
 
 
-def measure(folder: Path, lora: LoraSettings | None, attention: str) -> dict[str, float]:
+def measure(
+    folder: Path, lora: LoraSettings | None, attention: str, dtype: str
+) -> dict[str, float]:
     """The three estimates of one case, the tokens behind the first, the seconds of a sync."""
-    settings = ModelSettings(path=str(folder), lora=lora)
+    settings = ModelSettings(path=str(folder), lora=lora, dtype=dtype)
     model, tokenizer, folder = load_base(settings)
     if lora is not None:
         model = add_lora(model, lora, seed=0)
-    sampler = build_sampler("vllm", folder, tokenizer, attention=attention)
+    sampler = build_sampler("vllm", folder, tokenizer, dtype=dtype, attention=attention)
     try:
         prompts = long_prompts(tokenizer)
         sampler.sync(checkpoint_weights(model), 0)

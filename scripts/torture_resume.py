@@ -34,6 +34,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from r1lab.precision import CHOICES, settled
+
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 16
 VARIANTS: dict[str, dict[str, object]] = {
@@ -78,7 +80,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="for each variant (default: 30)")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--dtype", default="float32", help="model.dtype (default: float32)")
+    parser.add_argument("--dtype", type=settled, choices=CHOICES, default="float32",
+                        help="model.dtype (default: float32)")  # fmt: skip
     parser.add_argument("--folder", help="where the runs go (default: a temporary folder)")
     options = parser.parse_args()
     unknown = sorted(set(options.variants.split(",")) - set(VARIANTS))

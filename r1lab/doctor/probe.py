@@ -1,9 +1,10 @@
-"""Looks that may hang, crash or take long: each runs in a process of its own.
+"""Looks that may hang, crash or take long: they run in processes of their own, with a deadline.
 
-    python -m r1lab.doctor.probe torch | vllm | hub
+    python -m r1lab.doctor.probe torch vllm | hub
 
-prints one line of JSON. A package whose import ends in a segmentation fault is then a finding like
-any other.
+prints one line of JSON for each name. A package whose import ends in a segmentation fault is then a
+finding like any other, and so is one that takes longer than the deadline. torch and vLLM share a
+process, because vLLM imports torch: two imports at a time would slow each other down.
 """
 
 from __future__ import annotations
@@ -12,44 +13,48 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Probe = Callable[[], dict[str, Any]]
 
-# Seconds: a cold import of vLLM takes half a minute on a slow disk.
-_LIMITS = {"torch": 120.0, "vllm": 180.0, "hub": 8.0}
+DEADLINE = 7.0  # seconds for all of them: nobody waits longer for a word about a machine
+_PROCESSES = (("torch", "vllm"), ("hub",))
+_TURN = 0.5  # seconds that one comparison of precisions may take
 
 
-def run_probes() -> dict[str, dict[str, Any]]:
-    """All probes, side by side: what each printed, or {"error": why it did not}."""
-    began = time.monotonic()
+def run_probes(seconds: float = DEADLINE) -> dict[str, dict[str, Any]]:
+    """What each probe printed, {"error": why it did not}, or {"unfinished": seconds waited}."""
+    until = time.monotonic() + seconds
     children = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "r1lab.doctor.probe", name],
+        names: subprocess.Popen(
+            [sys.executable, "-m", "r1lab.doctor.probe", *names],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for name in _LIMITS
+        for names in _PROCESSES
     }  # fmt: skip
-    return {
-        name: _result(child, _LIMITS[name] - (time.monotonic() - began))
-        for name, child in children.items()
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for names, child in children.items():
+        found |= _results(names, child, seconds, max(until - time.monotonic(), 0.1))
+    return found
 
 
-def _result(child: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+def _results(
+    names: Sequence[str], child: subprocess.Popen[str], limit: float, left: float
+) -> dict[str, dict[str, Any]]:
+    late = False
     try:
-        out, err = child.communicate(timeout=max(seconds, 1.0))
+        out, err = child.communicate(timeout=left)
     except subprocess.TimeoutExpired:
+        late = True
         child.kill()
-        child.communicate()
-        return {"error": "no answer in time"}
+        out, err = child.communicate()
     lines = [line for line in out.splitlines() if line.startswith("{")]
-    if child.returncode == 0 and lines:
-        found: dict[str, Any] = json.loads(lines[-1])
-        return found
+    found: dict[str, dict[str, Any]] = dict(zip(names, map(json.loads, lines), strict=False))
     last = [line.strip() for line in err.splitlines() if line.strip()][-1:]
-    return {"error": last[0] if last else f"ended with code {child.returncode}"}
+    crash = {"error": last[0] if last else f"ended with code {child.returncode}"}
+    missing: dict[str, Any] = {"unfinished": limit} if late else crash
+    return {name: found.get(name, missing) for name in names}
 
 
 def torch_facts() -> dict[str, Any]:
@@ -87,7 +92,7 @@ def torch_facts() -> dict[str, Any]:
         "attention": kernels,
         "bfloat16_speed": {
             f"{width} wide": round(bfloat16_speed(width, tokens), 2)
-            for width, tokens in ((192, 4096), (1024, 1024))
+            for width, tokens in ((192, 1024), (1024, 128))
         },
     }
 
@@ -95,9 +100,12 @@ def torch_facts() -> dict[str, Any]:
 def bfloat16_speed(width: int, tokens: int, repeats: int = 7) -> float:
     """How many times as fast as float32 a layer's forward and backward is in bfloat16.
 
-    Best of `repeats` each, in turns: other work on the machine slows both.
+    Best of `repeats` each, in turns: other work on the machine slows both. Fewer where they take
+    long, as bfloat16 does on CPUs without instructions for it.
     """
     import torch
+
+    until = time.perf_counter() + _TURN
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
@@ -110,6 +118,8 @@ def bfloat16_speed(width: int, tokens: int, repeats: int = 7) -> float:
             loss.backward()
             float(loss.detach())  # waits for a GPU
             best[dtype] = min(best[dtype], time.perf_counter() - began)
+        if time.perf_counter() > until:
+            break
     return best[torch.float32] / best[torch.bfloat16]
 
 
@@ -148,5 +158,14 @@ def hub_facts() -> dict[str, Any]:
 PROBES: Mapping[str, Probe] = {"torch": torch_facts, "vllm": vllm_facts, "hub": hub_facts}
 
 
+def _look(name: str) -> dict[str, Any]:
+    try:
+        return PROBES[name]()
+    except Exception as error:  # of whatever class an import raises: it is the finding
+        return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+
+
 if __name__ == "__main__":
-    sys.stdout.write("\n" + json.dumps(PROBES[sys.argv[1]]()) + "\n")
+    for name in sys.argv[1:]:
+        sys.stdout.write("\n" + json.dumps(_look(name)) + "\n")
+        sys.stdout.flush()  # what comes next may end the process

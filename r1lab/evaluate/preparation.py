@@ -26,6 +26,7 @@ from r1lab.model.load import prepare_base
 from r1lab.prompts import TEMPLATES, Template
 from r1lab.recipe import RewardSettings, TrainRecipe
 from r1lab.registry import load_mixture
+from r1lab.rollout.limits import keeps_what_fits
 from r1lab.types import Problem, R1labError, SamplingSettings
 from r1lab.verify import load_reward
 
@@ -157,7 +158,16 @@ class Preparation:
         if options.shots or options.template not in ("auto", recipe.template):
             raise R1labError("--template, --shots: held-out problems are asked as in training; "
                              "name a --suite")  # fmt: skip
-        problems = load_mixture(recipe.problems, "test", settings.seed).distinct(
+        keep = None
+        if self.tokenizer is not None and self.allowed is not None:
+            keep = keeps_what_fits(
+                recipe.problems,
+                TEMPLATES[recipe.template],
+                prompt_encoder(self.tokenizer, TEMPLATES[recipe.template]),
+                max_tokens=recipe.sampling.most_tokens,
+                limit=min(self.allowed, recipe.sampling.max_model_len or self.allowed),
+            )
+        problems = load_mixture(recipe.problems, "test", settings.seed, keep=keep).distinct(
             options.num or settings.num_problems
         )
         paper: dict[str, Any] = PAPER if options.paper else {}

@@ -28,7 +28,7 @@ from r1lab.prompts import TEMPLATES
 from r1lab.recipe import SamplingRecipe, TrainRecipe
 from r1lab.registry import load_mixture
 from r1lab.rollout.build import build_sampler, sampler_of
-from r1lab.rollout.limits import check_fit, encode_all
+from r1lab.rollout.limits import check_fit, encode_all, keeps_what_fits
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import encode_prompt
 from r1lab.types import Problem, R1labError
@@ -203,10 +203,16 @@ def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
     R1labError.
     """
     settings, template = recipe.evaluation, TEMPLATES[recipe.template]
-    problems = load_mixture(recipe.problems, "test", settings.seed).distinct(settings.num_problems)
     config, tokenizer, folder = prepare_base(recipe.model)
-    prompts = encode_all(problems, template, partial(encode_prompt, tokenizer))
+    encode = partial(encode_prompt, tokenizer)
     limit = recipe.sampling.max_model_len or config.max_position_embeddings
+    keep = keeps_what_fits(
+        recipe.problems, template, encode, max_tokens=recipe.sampling.most_tokens, limit=limit
+    )
+    problems = load_mixture(recipe.problems, "test", settings.seed, keep=keep).distinct(
+        settings.num_problems
+    )
+    prompts = encode_all(problems, template, encode)
     check_fit(problems, prompts, max_tokens=recipe.sampling.max_tokens, limit=limit)
     runner = IsolatedRunner(recipe.reward_workers)
     verifiers = Verifiers(recipe.rewards, template=template, runner=runner, max_steps=recipe.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ from r1lab.prompts import TEMPLATES
 from r1lab.recipe import SamplingRecipe, TrainRecipe
 from r1lab.registry import load_training
 from r1lab.rollout.ahead import AheadSource
+from r1lab.rollout.limits import Keep, keeps_what_fits
 from r1lab.rollout.sampler import Sampler
-from r1lab.rollout.source import RolloutSource
+from r1lab.rollout.source import RolloutSource, encode_prompt
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,6 +51,19 @@ def load_policy(
     return policy, tokenizer, folder
 
 
+def kept_problems(
+    recipe: TrainRecipe, sampler: Sampler, tokenizer: PreTrainedTokenizerBase
+) -> Keep | None:
+    """Which rows of tables a run asks; None: all of them."""
+    return keeps_what_fits(
+        recipe.problems,
+        TEMPLATES[recipe.template],
+        partial(encode_prompt, tokenizer),
+        max_tokens=recipe.sampling.most_tokens,
+        limit=sampler.max_model_len,
+    )
+
+
 def source_of(
     recipe: TrainRecipe,
     sampler: Sampler,
@@ -60,7 +75,7 @@ def source_of(
     settings = settings or recipe.sampling
     stream = AheadSource if settings.max_lag else RolloutSource
     return stream(
-        load_training(recipe.problems),
+        load_training(recipe.problems, kept_problems(recipe, sampler, tokenizer)),
         sampler,
         tokenizer,
         TEMPLATES[recipe.template],

@@ -25,7 +25,7 @@ from r1lab.grpo.interrupt import StopSignals
 from r1lab.grpo.keeper import Keeper
 from r1lab.grpo.lookout import Lookout
 from r1lab.grpo.loss import find_loss
-from r1lab.grpo.pieces import load_policy, source_of
+from r1lab.grpo.pieces import kept_problems, load_policy, source_of
 from r1lab.grpo.step import StepResult, rl_step
 from r1lab.grpo.summary import summary_of
 from r1lab.prompts import TEMPLATES
@@ -132,9 +132,6 @@ class Run:
         self._check_folder(resume)
         find_loss(recipe.algorithm.loss)  # one of the user's own is imported, and refused, here
         set_seed(recipe.seed)
-        self.held_out = load_mixture(recipe.problems, "test", recipe.evaluation.seed).distinct(
-            recipe.evaluation.num_problems
-        )
         runner = self.stack.enter_context(IsolatedRunner(recipe.reward_workers))
         self.verifiers = Verifiers(
             recipe.rewards, template=self.template, runner=runner, max_steps=recipe.steps
@@ -142,6 +139,10 @@ class Run:
         self.policy, self.tokenizer, base_folder = load_policy(recipe, self.accelerator)
         self.source = self._build_source(base_folder)
         self.stack.callback(self.source.close)
+        keep = kept_problems(recipe, self.source.sampler, self.tokenizer)
+        self.held_out = load_mixture(
+            recipe.problems, "test", recipe.evaluation.seed, keep=keep
+        ).distinct(recipe.evaluation.num_problems)
         self.keeper.take(self.policy, self.source, self.tokenizer, self._inputs())
         refused = [said for said in self._gather([self.is_main and self.keeper.rehearse()]) if said]
         if refused:
@@ -160,17 +161,14 @@ class Run:
         )  # fmt: skip
 
     def _check_folder(self, resume: bool) -> None:
-        if not resume and self.folder.metrics():
-            raise R1labError(
-                f"output: {self.folder.path} holds a run already; go on with --resume, or name "
-                "another folder with --output"
-            )
+        if not resume:
+            self.folder.check_unused()
 
     def _open_folder(self) -> None:
         if self.is_main:
             self.folder.create(self.folder.path)
             self.folder.truncate(self.step)
-            self.folder.recipe_path.write_text(dump_resolved(self.recipe))
+            self.folder.recipe_path.write_text(dump_resolved(self.recipe), encoding="utf-8")
             self.folder.log_event(
                 "resumed" if self.step else "started",
                 step=self.step, folder=os.path.realpath(self.folder.path),

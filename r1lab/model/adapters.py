@@ -52,7 +52,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> P
 
 
 def merged_folder(
-    adapter: Path, target: Path, *, dtype: str = "bfloat16", base: str | None = None
+    adapter: Path, target: Path, *, dtype: str = "auto", base: str | None = None
 ) -> Path:
     """Write the base with a saved adapter's update added as an ordinary folder, `target`.
 
@@ -66,7 +66,9 @@ def merged_folder(
     from r1lab.model.weights import save_checkpoint_folder
     from r1lab.recipe import ModelSettings
 
-    named = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))[
+        "base_model_name_or_path"
+    ]
     if not (base or named):
         raise RecipeError(f"{adapter}: its adapter_config.json names no base")
     model, tokenizer, _ = load_base(ModelSettings(path=base or named, dtype=dtype))

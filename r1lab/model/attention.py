@@ -38,14 +38,20 @@ def check_attention(settings: ModelSettings) -> None:
         raise RecipeError(
             f"model.attention: {name!r} needs a CUDA GPU, and torch finds none here; take 'auto'"
         )
-    if settings.dtype == "float32":
-        raise RecipeError(
-            f"model.attention: {name!r} has no float32; set model.dtype to bfloat16, or take 'auto'"
-        )
+    check_kernel_precision(settings)
     if not _is_installed(name) and find_spec("kernels") is None:
         raise RecipeError(
             f"model.attention: {name!r} is not installed; pip install {VARLEN[name]} (or kernels, "
             "which fetches it from the hub), or take 'auto'"
+        )
+
+
+def check_kernel_precision(settings: ModelSettings) -> None:
+    """Refuse a kernel that does not compute in the recipe's precision; raises RecipeError."""
+    name = settings.attention
+    if name in VARLEN and settings.dtype == "float32":
+        raise RecipeError(
+            f"model.attention: {name!r} has no float32; set model.dtype to bfloat16, or take 'auto'"
         )
 
 

@@ -27,6 +27,7 @@ _TOKENIZERS = (
     "sentencepiece.bpe.model", "tekken.json", "tiktoken.model",
 )  # fmt: skip
 _EXPERT = re.compile(r"(.*\.experts)\.([0-9]+)\.(.+)")
+_SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _MAX_HEADER = 100 * 2**20  # bytes: the format's own limit
 # Settings of sampling in generation_config.json, each with the value that sets nothing.
 _SAMPLING = {
@@ -42,10 +43,7 @@ def check_folder(folder: Path, path: str) -> Values:
 
     Raises RecipeError.
     """
-    if not (folder / "config.json").is_file():
-        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
-        fix = f"name it in model.gguf_file ({ggufs[0]})" if ggufs else "give a model's own folder"
-        raise RecipeError(f"model.path: {path!r} holds no config.json; {fix}")
+    _check_kind(folder, path)
     values = _read_json(folder / "config.json", path)
     if not isinstance(values.get("model_type"), str):
         raise RecipeError(
@@ -53,6 +51,7 @@ def check_folder(folder: Path, path: str) -> Values:
             "transformers; give a model's own folder"
         )
     check_architecture(values, path)
+    check_causal(values, path)
     _check_weights(folder, path)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise RecipeError(
@@ -61,6 +60,140 @@ def check_folder(folder: Path, path: str) -> Values:
         )
     _check_end_of_sequence(folder, path)
     return values
+
+
+def _check_kind(folder: Path, path: str) -> None:
+    """Refuse a folder that is something else than a model's own, by what it is."""
+    if (folder / "adapter_config.json").is_file() and not _weight_files(folder):
+        base = _read_json(folder / "adapter_config.json", path).get("base_model_name_or_path")
+        raise RecipeError(
+            f"model.path: {path!r} is an adapter of {base or 'a base that it does not name'}, and "
+            f"no base; {f'set model.path to {base}, or ' if base else ''}make one model of both "
+            f"with r1lab export {path} --out FOLDER"
+        )
+    if (folder / "config.json").is_file():
+        return
+    if (meant := _model_inside(folder)) is not None:
+        raise RecipeError(
+            f"model.path: {path!r} holds no config.json, and {meant.relative_to(folder)} in it "
+            f"does; set model.path to {Path(path) / meant.relative_to(folder)}"
+        )
+    if not any(folder.iterdir()):
+        raise RecipeError(f"model.path: {path!r} is an empty folder; give a model's own folder")
+    ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+    if ggufs:
+        fix = f"set model.gguf_file to {ggufs[0]}"
+    elif (folder / "recipe.yaml").is_file():
+        fix = "it is a run folder without a checkpoint yet; give the run's own base"
+    else:
+        fix = "give a model's own folder"
+    raise RecipeError(f"model.path: {path!r} holds no config.json; {fix}")
+
+
+# Where a model is in the folder of a run, of a checkpoint, of a stage, of other trainers, and of
+# the hub's cache.
+_INSIDE = (
+    "model", "checkpoints/*/model", "*/model", "checkpoint-*", "checkpoints/*", "snapshots/*", "*",
+)  # fmt: skip
+
+
+def _model_inside(folder: Path) -> Path | None:
+    """The model that a folder above it was named for: of several checkpoints the latest one."""
+    for pattern in _INSIDE:
+        found = [
+            place
+            for place in folder.glob(pattern)
+            if (place / "config.json").is_file() or (place / "adapter_config.json").is_file()
+        ]
+        if found:
+            numbers = {
+                place: re.findall(r"[0-9]+", str(place.relative_to(folder))) for place in found
+            }
+            return max(found, key=lambda place: ([int(n[:9]) for n in numbers[place]], place.name))
+    return None
+
+
+def check_gguf(folder: Path, path: str, name: str) -> Path:
+    """The GGUF file `name` of a folder; RecipeError where it is none."""
+    file = folder / name
+    if not file.is_file():
+        found = ", ".join(sorted(other.name for other in folder.glob("*.gguf"))) or "none"
+        raise RecipeError(
+            f"model.gguf_file: {name!r} is not in {path!r} (GGUF files there: {found})"
+        )
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise RecipeError(
+                f"model.gguf_file: {name!r} in {path!r} is no GGUF file; fetch it anew"
+            )
+    return file
+
+
+# Encoders whose configuration may name no architecture, as the classes of other tasks would.
+_ENCODERS = frozenset({
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
+    "modernbert", "mpnet", "nomic_bert", "roberta", "xlm-roberta",
+})  # fmt: skip
+_NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
+_HEADS = {  # what the class of an architecture ends in, and what it is then
+    "ForSequenceClassification": "a classifier or reward model",
+    "ForTokenClassification": "a classifier or reward model",
+    "ForRewardModel": "a reward model",
+    "ForProcessRewardModel": "a reward model",
+    "RewardModel": "a reward model",
+    "ForMaskedLM": "an encoder",
+    "ForPreTraining": "an encoder",
+    "ForQuestionAnswering": "an encoder",
+}
+
+
+def check_causal(values: Values, path: str) -> None:
+    """Refuse what is no plain causal language model, by its configuration; raises RecipeError."""
+    kind, given = values["model_type"], values.get("architectures")
+    names = [str(name) for name in given] if isinstance(given, list) else []
+    nested = next((key for key in _NESTED if isinstance(values.get(key), dict)), None)
+    head = next((_HEADS[end] for end in _HEADS for name in names if name.endswith(end)), None)
+    is_causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    if head is not None and not is_causal:
+        what, fix = head, "give a causal language model"
+    elif values.get("is_encoder_decoder"):
+        what, fix = "a sequence-to-sequence model", "give a decoder alone"
+    elif nested is not None:
+        inner = values[nested].get("model_type") or "another model"
+        what = f"a model of several parts, whose language model is its {nested} ({inner})"
+        fix = "give that part as a model of its own"
+    elif kind in _ENCODERS and not values.get("is_decoder"):
+        what, fix = "an encoder", "give a causal language model"
+    elif names and not is_causal:
+        what, fix = f"a {', '.join(names)}", "give the ...ForCausalLM of its kind"
+    else:
+        return
+    raise RecipeError(
+        f"model.path: {path!r} ({kind}) is {what}, and no causal language model; {fix}"
+    )
+
+
+def check_trainable(values: Values, path: str) -> None:
+    """Refuse weights that no gradient reaches; raises RecipeError."""
+    found = values.get("quantization_config") or values.get("compression_config")
+    if found:
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        raise RecipeError(
+            f"model.path: {path!r} is quantised ({method or 'see its quantization_config'}), and "
+            "such weights cannot be trained; give the base as it was before (model.lora.four_bit "
+            "holds one in four bits under adapters)"
+        )
+
+
+def check_routers(values: Values, path: str) -> None:
+    """Refuse keys about V3's routers for a dense model; raises RecipeError."""
+    counts = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
+    if not any(values.get(name) for name in counts):
+        raise RecipeError(
+            "algorithm.router_bias_speed, algorithm.router_replay: "
+            f"{path!r} is a dense {values['model_type']}, without a router of DeepSeek-V3's kind; "
+            "leave them at 0 and none"
+        )
 
 
 def check_architecture(values: Values, path: str) -> None:
@@ -123,39 +256,55 @@ def quick_tokenizer(folder: Path, path: str) -> QuickTokenizer | None:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = tokenizer_settings(folder)
-    unknown = special.get("unk_token")
-    spelt = unknown.get("content") if isinstance(unknown, dict) else unknown
+    spelt = _spelt(special.get("unk_token"))
+    # transformers adds what the small files name and tokenizer.json lacks: it grows by these.
+    named = {_spelt(special.get(f"{name}_token")) for name in _SPECIAL_TOKENS}
+    added = special.get("added_tokens_decoder")
+    named |= {_spelt(token) for token in (added.values() if isinstance(added, dict) else ())}
+    further = [name for name in named if name is not None and tokenizer.token_to_id(name) is None]
     return QuickTokenizer(
         encode=lambda text: tokenizer.encode(text).ids,
-        num_entries=tokenizer.get_vocab_size(),
-        unknown=tokenizer.token_to_id(spelt) if isinstance(spelt, str) else None,
+        num_entries=tokenizer.get_vocab_size() + len(further),
+        unknown=None if spelt is None else tokenizer.token_to_id(spelt),
         has_padding=bool(special.get("pad_token")),
     )
 
 
+def _spelt(token: object) -> str | None:
+    """A token of a tokenizer's small files, which give text or an object with it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _weight_files(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (_WHOLE, _INDEX, *_OTHER_WEIGHTS))
+
+
 def _check_weights(folder: Path, path: str) -> None:
-    if (folder / _INDEX).is_file():
-        placed = _read_json(folder / _INDEX, path).get("weight_map")
-        if not isinstance(placed, dict) or not all(isinstance(v, str) for v in placed.values()):
-            raise RecipeError(
-                f"model.path: {path!r}: its {_INDEX} has no weight_map; fetch it anew"
-            )
-        shards = sorted(set(placed.values()))
-    elif (folder / _WHOLE).is_file():
-        placed, shards = {}, [_WHOLE]
-    elif any((folder / name).is_file() for name in _OTHER_WEIGHTS):
-        return
-    else:
+    if not _weight_files(folder):
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        fix = f"name {ggufs[0]} in model.gguf_file, or give" if ggufs else "give"
         raise RecipeError(
-            f"model.path: {path!r} holds no weights ({_WHOLE}, or {_INDEX} and its shards); give "
+            f"model.path: {path!r} holds no weights ({_WHOLE}, or {_INDEX} and its shards); {fix} "
             "the folder of a whole model"
         )
+    index = next((n for n in (_INDEX, _WHOLE, *_OTHER_WEIGHTS[::-1]) if (folder / n).is_file()), "")
+    placed: dict[str, Any] = {}
+    shards = [index]
+    if index.endswith(".json"):
+        placed = _read_json(folder / index, path).get("weight_map") or {}
+        are_files = isinstance(placed, dict) and all(isinstance(v, str) for v in placed.values())
+        if not placed or not are_files:
+            raise RecipeError(f"model.path: {path!r}: its {index} has no weight_map; fetch it anew")
+        shards = sorted(set(placed.values()))
     absent = [name for name in shards if not (folder / name).is_file()]
     if absent:
         raise RecipeError(
             f"model.path: {path!r} lacks {len(absent)} of its {len(shards)} files of weights "
             f"({', '.join(absent[:3])}); fetch them anew"
         )
+    if index in _OTHER_WEIGHTS:
+        return
     held = {name: _read_shapes(folder / name, path) for name in shards}
     _check_experts({name: shape for shard in held.values() for name, shape in shard.items()}, path)
     lost = [tensor for tensor, shard in placed.items() if tensor not in held[shard]]

@@ -23,6 +23,8 @@ from r1lab.model.attention import check_attention
 from r1lab.model.files import (
     check_architecture,
     check_folder,
+    check_gguf,
+    check_trainable,
     check_vocabulary,
     make_saveable,
     no_end_of_sequence,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -53,6 +56,8 @@ def load_base(
 
     check_attention(settings)
     config, tokenizer, folder = prepare_base(settings, cache=cache)
+    if settings.gguf_file is None:  # else dequantised by now
+        check_trainable(config.to_dict(), settings.path)
     with _unreadable(settings.path, "its weights do not load"):
         model = load_model(
             folder, config, getattr(torch, settings.dtype), attention=settings.attention
@@ -188,6 +193,12 @@ def resolve_folder(path: str) -> Path:
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        more = f" and model.gguf_file to {folder.name}" if folder.suffix == ".gguf" else ""
+        raise RecipeError(
+            f"model.path: {path!r} is a file; a model's folder is named here"
+            + (f": set it to {folder.parent}{more}" if folder.suffix in _WEIGHTS else "")
+        )
     if _HUB_NAME.fullmatch(path) and not folder.parent.is_dir():
         return _download(path)
     close = difflib.get_close_matches(path, shipped, n=1, cutoff=0.5)
@@ -298,13 +309,7 @@ def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     assert settings.gguf_file is not None
-    source = folder / settings.gguf_file
-    if not source.is_file():
-        found = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))) or "none"
-        raise RecipeError(
-            f"model.gguf_file: {settings.gguf_file!r} is not in {settings.path!r} (GGUF files "
-            f"there: {found})"
-        )
+    source = check_gguf(folder, settings.path, settings.gguf_file)
     stat = source.stat()
     key = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns} {settings.dtype}"
     target = cache / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

@@ -26,7 +26,7 @@ def build_sampler(
     model_folder: str | Path,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     max_model_len: int | None = None,
     kv_cache_gib: float = 1.0,
     gpu_memory_utilization: float = 0.45,

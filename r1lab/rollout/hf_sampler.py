@@ -18,6 +18,7 @@ from torch import Tensor
 
 from r1lab.model.load import end_tokens, load_config, load_model
 from r1lab.model.replay import RouterReplay
+from r1lab.precision import settled
 from r1lab.prompts import Template
 from r1lab.rollout.sampler import as_completion
 from r1lab.types import Completion, SamplingSettings
@@ -34,14 +35,14 @@ class TransformersSampler:
         model_folder: str | Path,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int = 512,
         seed: int = 0,
     ) -> None:
         folder = Path(model_folder)
         self._config = load_config(folder, str(folder))
-        self._dtype = getattr(torch, dtype)
+        self._dtype = getattr(torch, settled(dtype))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_model(folder, self._config, self._dtype).to(self._device).eval()
         self.version = 0

@@ -7,13 +7,21 @@ tokenizer.json alone, and by a run with its whole tokenizer. Nothing here import
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1lab.prompts import Template
 from r1lab.types import Problem, RecipeError
 
+if TYPE_CHECKING:
+    from r1lab.recipe import ProblemSettings
+
 Encode = Callable[[str], Sequence[int]]
 
+Keep = Callable[[Problem], bool]
+
+# What config.json calls the positions of a model, by family.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+_SPECIALS = 16  # tokens that a tokenizer may put around a prompt, and more
 _NOTICED = 0.01  # of the tokens: as many unknown ones are worth a word
 
 
@@ -22,8 +30,8 @@ def context_limit(values: Mapping[str, Any], max_model_len: int | None) -> int |
 
     None where neither says. Raises RecipeError where the recipe asks for more than the model has.
     """
-    allowed = values.get("max_position_embeddings")
-    if not isinstance(allowed, int) or isinstance(allowed, bool):
+    allowed = positions(values)
+    if allowed is None:
         return max_model_len
     if max_model_len is not None and max_model_len > allowed:
         raise RecipeError(
@@ -31,6 +39,30 @@ def context_limit(values: Mapping[str, Any], max_model_len: int | None) -> int |
             f"model (max_position_embeddings); take at most {allowed}, or null for all"
         )
     return max_model_len or allowed
+
+
+def positions(values: Mapping[str, Any]) -> int | None:
+    """The most tokens that a model has positions for, by its config.json; None: it names none."""
+    found = (values.get(name) for name in _POSITIONS)
+    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool)), None)
+
+
+def fits(text: str, encode: Encode, room: int) -> bool:
+    """Whether a prompt has at most `room` tokens.
+
+    Plain ASCII never has more tokens than letters, so that short ones of a long table are passed
+    without being encoded.
+    """
+    return (text.isascii() and len(text) + _SPECIALS <= room) or len(encode(text)) <= room
+
+
+def keeps_what_fits(
+    settings: ProblemSettings, template: Template, encode: Encode, *, max_tokens: int, limit: int
+) -> Keep | None:
+    """What `problems.leave_out_long` keeps of tables; None where it is not asked for."""
+    if not settings.leave_out_long:
+        return None
+    return lambda problem: fits(template.prompt(problem.question), encode, limit - max_tokens)
 
 
 def check_max_tokens(max_tokens: int, limit: int) -> None:
@@ -48,17 +80,25 @@ def check_fit(
     *,
     max_tokens: int,
     limit: int,
+    allowed: int | None = None,
 ) -> None:
-    """Refuse prompts that leave no room for a response; RecipeError names the longest."""
+    """Refuse prompts that leave no room for a response; RecipeError names the longest.
+
+    `allowed`: the positions of the model, where they are known: no more is advised.
+    """
     if not prompts:
         return
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    needed = len(prompts[longest]) + max_tokens
+    length = len(prompts[longest])
+    needed = length + max_tokens
     if needed > limit:
+        raised = f"raise it to {needed}, " if needed <= (allowed or limit) else ""
+        lowered = f"lower max_tokens to {limit - length}, or " if length < limit else ""
         raise RecipeError(
             f"sampling.max_model_len: {limit} is too short for problem {problems[longest].id}: "
-            f"its prompt has {len(prompts[longest])} tokens, and sampling.max_tokens asks for "
-            f"{max_tokens} more; raise it to {needed}, lower max_tokens, or leave the problem out"
+            f"its prompt has {length} tokens, and sampling.max_tokens asks for {max_tokens} more; "
+            f"{raised}{lowered}leave the problem out (--problems.leave_out_long true leaves out "
+            "all such rows of tables)"
         )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1lab.model.load import end_tokens, load_config
+from r1lab.precision import settled
 from r1lab.prompts import Template
 from r1lab.rollout.sampler import as_completion, seed_of
 from r1lab.rollout.server_client import Line, SamplerServer, ServerLost
@@ -76,7 +77,7 @@ class ServerSampler:
         model_folder: str | Path,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         max_model_len: int | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -97,7 +98,7 @@ class ServerSampler:
         self._servers = [SamplerServer(url, servers.key) for url in servers.urls]
         try:
             config = load_config(Path(model_folder), str(model_folder))
-            limits = [self._meet(server, config, dtype) for server in self._servers]
+            limits = [self._meet(server, config, settled(dtype)) for server in self._servers]
             if rank == 0:
                 self._open_way(servers)
         except BaseException:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from r1lab.model.load import prepare_base
-from r1lab.precision import fast_precision
+from r1lab.precision import settled
 from r1lab.recipe import ModelSettings
 from r1lab.rollout.server_facts import FOLDER_VARIABLE, check_address, taken
 from r1lab.types import R1labError
@@ -82,7 +82,7 @@ def vllm_arguments(options: ServerOptions) -> list[str]:
         *engine_arguments(
             folder,
             config,
-            dtype=fast_precision() if options.dtype == "auto" else options.dtype,
+            dtype=settled(options.dtype),
             max_model_len=options.max_model_len,
             kv_cache_gib=options.kv_cache_gib,
             gpu_memory_utilization=options.gpu_memory_utilization,

@@ -17,6 +17,7 @@ import torch
 from r1lab.model.files import is_v3_style
 from r1lab.model.load import end_tokens, load_config
 from r1lab.model.replay import routed_layers
+from r1lab.precision import settled
 from r1lab.prompts import Template
 from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.sampler import as_completion
@@ -53,7 +54,7 @@ class VllmSampler:
         model_folder: str | Path,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         max_model_len: int | None = None,
         kv_cache_gib: float = 1.0,
         gpu_memory_utilization: float = 0.45,
@@ -100,7 +101,7 @@ class VllmSampler:
                 self.llm = LLM(
                     str(model_folder),
                     skip_tokenizer_init=True,
-                    dtype=dtype,
+                    dtype=settled(dtype),
                     max_model_len=max_model_len,
                     max_num_seqs=max_num_seqs,
                     # Log-probs of what was sampled from: after temperature and top-p.

@@ -2,8 +2,8 @@
 
 Each mend is one function that says what is wrong and why; `tests/parity/test_vllm_mends.py` shows
 for each that vLLM is wrong without it (but for those that save time: `embeddings_in_place` and
-`inspect_models_here`), and fails on the day a newer vLLM is not, so that the mend can go. On a GPU only `drop_prefix_cache` does
-anything.
+`inspect_models_here`), and fails on the day a newer vLLM is not, so that the mend can go. On a GPU
+only `drop_prefix_cache` does anything.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def finish_base(
 
         card["scores"] = score_base(target, recipe)
     (target / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (target / "README.md").write_text(render_card(recipe, card))
+    (target / "README.md").write_text(render_card(recipe, card), encoding="utf-8")
     return target
 
 

@@ -21,7 +21,7 @@ from r1lab.prompts import TEMPLATES, Template
 from r1lab.recipe_stages import KeepSettings, SampleRecipe
 from r1lab.registry import load_mixture, resolve
 from r1lab.rollout.build import build_sampler
-from r1lab.rollout.limits import check_fit
+from r1lab.rollout.limits import check_fit, keeps_what_fits
 from r1lab.rollout.source import encode_prompt
 from r1lab.types import (
     Completion,
@@ -60,6 +60,7 @@ def sample(recipe: SampleRecipe) -> Path:
         verifiers = Verifiers(recipe.rewards, template=template, runner=runner)
         check_names(recipe.keep, verifiers.names)
         ask = _asker(recipe, template, problems)
+        problems = ask.problems
         bar = tqdm(total=len(problems), unit="question", desc=recipe.name)
         try:
             for start in range(0, len(problems), _CHUNK):
@@ -78,13 +79,20 @@ def sample(recipe: SampleRecipe) -> Path:
 class _asker:
     """The model, loaded when it is first asked."""
 
-    def __init__(self, recipe: SampleRecipe, template: Template, problems: Sequence[Problem]):
+    def __init__(self, recipe: SampleRecipe, template: Template, problems: list[Problem]):
         self.recipe, self.template = recipe, template
         self.config, self.tokenizer, self.folder = prepare_base(recipe.model)
         self.encode = partial(encode_prompt, self.tokenizer)
         sampling = recipe.sampling
-        prompts = [self.encode(template.prompt(problem.question)) for problem in problems]
         limit = sampling.max_model_len or self.config.max_position_embeddings
+        keep = keeps_what_fits(
+            recipe.problems, template, self.encode, max_tokens=sampling.max_tokens, limit=limit
+        )
+        if keep is not None:
+            mixture = load_mixture(recipe.problems, "train", keep=keep)
+            problems = mixture.distinct(recipe.num_problems)
+        self.problems = problems
+        prompts = [self.encode(template.prompt(problem.question)) for problem in problems]
         check_fit(problems, prompts, max_tokens=sampling.max_tokens, limit=limit)
         self.sampler: Any = None
 

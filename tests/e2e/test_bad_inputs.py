@@ -305,6 +305,33 @@ def test_a_table(refused, here, rows, expected):
             expect=("problems.sources.0", "rows.jsonl", *expected))  # fmt: skip
 
 
+def test_an_empty_table_says_so(refused, here):
+    (here / "rows.jsonl").write_text("")
+    refused("train", "recipe.yaml", "--problems.sources", "[{source: rows.jsonl}]", "--dry-run",
+            expect=("rows.jsonl", "the file is empty"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("shards", ["folder of 2 tables", "part-0.parquet", "Shards"]),
+        ("./shards/", ["folder of 2 tables"]),
+        ("hub", ["folder of 2 tables", "train.jsonl"]),
+        ("one", ["is a folder", "one/rows.jsonl"]),
+        ("bare", ["folder without a .jsonl or .parquet file"]),
+        ("shards/*.parquet", ["pattern"]),
+    ],
+)
+def test_a_folder_where_a_table_is_expected(refused, here, source, expected):
+    for name in ("shards/part-0.parquet", "shards/part-1.parquet", "one/rows.jsonl", "bare/x"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text("")
+    options = {"path": "shards"} if source == "hub" else {}
+    sources = json.dumps([{"source": source, "options": options}])
+    refused("train", "recipe.yaml", "--problems.sources", sources, "--dry-run",
+            expect=("problems.sources.0", *expected))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -473,6 +500,51 @@ def test_one_long_row_among_many_is_found(refused, here):
             "[{source: rows.jsonl, options: {test_fraction: 0.2}}]",
             expect=("sampling.max_model_len", "problem long one",
                     "leave the problem out"))  # fmt: skip
+
+
+LONG = '{"question": "' + "1 + " * 300 + '1 =", "answer": "301"}\n'
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_a_long_row_is_found_however_far_down(refused, here, share):
+    many = "".join(f'{{"question": "{i} + 1 =", "answer": "{i + 1}"}}\n' for i in range(12_000))
+    (here / "rows.jsonl").write_text(many + LONG)
+    sources = f"[{{source: rows.jsonl, options: {{test_fraction: {share}}}}}]"
+    refused("train", "recipe.yaml", "--problems.sources", sources, "--problems.check_gold", 0,
+            "--evaluation.num_problems", 1, "--dry-run",
+            expect=("sampling.max_model_len", "rows/12001", "leave_out_long"))  # fmt: skip
+
+
+def test_rows_that_do_not_fit_are_left_out_and_counted(capsys, here):
+    (here / "rows.jsonl").write_text(GOOD_ROWS + 2 * LONG)
+    sources = "[{source: rows.jsonl, options: {test_fraction: 0.2}}]"
+    asked = ["train", "recipe.yaml", "--problems.sources", sources, "--dry-run"]
+    assert main(asked) == 2
+    capsys.readouterr()
+    assert main([*asked, "--problems.leave_out_long", "true"]) == 0
+    said = capsys.readouterr().err
+    assert "problems.leave_out_long: 2 of 82 rows" in said, said
+
+
+def test_advice_stays_within_the_models_positions(refused):
+    """nano has 512 positions: no length beyond them is advised, one within them is."""
+    said = refused("train", "recipe.yaml", "--sampling.max_tokens", "500", expect=("max_tokens",))
+    assert "raise it" not in said
+    refused("train", "recipe.yaml", "--sampling.max_tokens", "300", "--sampling.max_model_len",
+            "305", expect=("raise it to 3", "lower max_tokens to 2"))  # fmt: skip
+
+
+def test_a_run_that_is_there_is_refused_by_a_dry_run_too(refused, here):
+    (here / "run").mkdir()
+    (here / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    refused("train", "recipe.yaml", "--output", "run", "--dry-run",
+            expect=("output", "run", "--resume"))  # fmt: skip
+
+
+def test_a_loss_that_its_file_does_not_have(refused, here):
+    (here / "own.py").write_text("def other():\n    return None\n")
+    refused("train", "recipe.yaml", "--algorithm.loss", "own.py:mine", "--dry-run",
+            expect=("algorithm.loss", "'mine'"))  # fmt: skip
 
 
 def test_words_that_the_tokenizer_does_not_know_are_warned_of(capsys, here):

@@ -104,6 +104,19 @@ def misplace_a_tensor(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def turn_into_adapter(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    named = {"base_model_name_or_path": "owner/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(named))
+
+
+def move_into(folder: Path, *places: str) -> None:
+    """The model in folders below its own, as runs and trainers leave it."""
+    held = folder.rename(folder.with_name("held"))
+    for place in places:
+        shutil.copytree(held, folder / place)
+
+
 def cut(name: str, num_bytes: int) -> Callable[[Path], None]:
     """Only the first bytes of a file are there; all but some for a negative number."""
 
@@ -151,6 +164,28 @@ EXPERT = "model.layers.1.mlp.experts.3.up_proj.weight"
         (cut("tokenizer_config.json", 20), ["tokenizer_config.json is no JSON"]),
         (tokens(eos_token=...), ["without an end-of-sequence token", "set eos_token"]),
         (tokens(eos_token=None), ["without an end-of-sequence token"]),
+        (tokens(pad_token="[NEW]"), ["tokenizer of 129 entries for a model of 128"]),
+        (config(architectures=["BertForMaskedLM"], model_type="bert"), ["an encoder"]),
+        (config(architectures=..., model_type="roberta"), ["an encoder"]),
+        (config(architectures=["T5ForConditionalGeneration"], model_type="t5",
+                is_encoder_decoder=True), ["sequence-to-sequence"]),
+        (config(architectures=["LlavaForConditionalGeneration"], model_type="llava",
+                text_config={"model_type": "llama"}), ["several parts", "text_config (llama)"]),
+        (config(architectures=["DeepseekV3ForSequenceClassification"]), ["reward model"]),
+        (config(architectures=["DeepseekV3Model"]), ["DeepseekV3Model", "ForCausalLM"]),
+        (config(quantization_config={"quant_method": "awq"}), ["quantised (awq)"]),
+        (config(quantization_config={"quant_method": "fp8"}), ["quantised (fp8)"]),
+        (lambda folder: turn_into_adapter(folder), ["adapter of owner/base", "r1lab export"]),
+        (lambda folder: move_into(folder, "model"), ["set model.path to base/model"]),
+        (lambda folder: move_into(folder, "checkpoints/step-9/model", "checkpoints/step-10/model"),
+         ["set model.path to base/checkpoints/step-10/model"]),
+        (lambda folder: move_into(folder, "checkpoint-5", "checkpoint-40"),
+         ["set model.path to base/checkpoint-40"]),
+        (lambda folder: move_into(folder, "snapshots/abc"), ["base/snapshots/abc"]),
+        (lambda folder: (shutil.rmtree(folder), folder.mkdir()), ["empty folder"]),
+        (lambda folder: (shutil.rmtree(folder), folder.mkdir(),
+                         (folder / "q.gguf").write_bytes(b"GGUF")), ["model.gguf_file to q.gguf"]),
+        (lambda folder: (shutil.rmtree(folder), folder.write_text("")), ["is a file"]),
     ],
 )  # fmt: skip
 def test_what_the_files_tell(base, capsys, damage, expected):
@@ -202,6 +237,21 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to(base, bases, capsy
     assert "set tie_word_embeddings=false" in capsys.readouterr().err
 
 
+def test_a_gguf_file_is_looked_at_by_a_dry_run(base, capsys):
+    (base / "q.gguf").write_bytes(b"none")
+    for name, expected in (("q.gguf", "no GGUF file"), ("r.gguf", "GGUF files there: q.gguf")):
+        assert main(["train", "recipe.yaml", "--dry-run", "--model.gguf_file", name]) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_a_dense_base_has_no_routers_to_replay(base, bases, capsys):
+    shutil.rmtree(base)
+    shutil.copytree(bases / "llama", base)
+    bias = ["--algorithm.router_bias_speed", "0.001"]
+    assert main(["train", "recipe.yaml", "--dry-run", *bias]) == 2
+    assert "algorithm.router_bias_speed" in capsys.readouterr().err
+
+
 def test_a_tokenizer_without_padding_is_warned_of(base, capsys):
     edit(base / "tokenizer_config.json", pad_token=...)
     assert main(["train", "recipe.yaml", "--dry-run"]) == 0
@@ -248,6 +298,25 @@ def test_a_shell_sees_one_line(base):
 def test_debug_shows_where(base):
     done = run("-m", "r1lab", "train", "recipe.yaml", "--steps", "x", R1LAB_DEBUG="1")
     assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "streams", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+                                                "LC_ALL": "C"}],
+)  # fmt: skip
+def test_a_stream_that_cannot_print_a_response(base, streams):
+    """What the terminal's encoding lacks is escaped; a half character is in no encoding."""
+    (base.parent / "own.py").write_text(
+        "from r1lab.types import Problem\n"
+        "def load(split):\n"
+        "    return [Problem(f'{split}/{i}', f'{i} \u2264 \u4e2d', 'é', 'math')"
+        " for i in range(9)]\n",
+        encoding="utf-8",
+    )
+    done = run("-m", "r1lab", "train", "recipe.yaml", "--dry-run", "--problems.sources",
+               "[{source: 'own.py:load'}]", **streams)  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "\\u4e2d" in done.stdout
 
 
 @pytest.mark.parametrize("launcher", ["single.yaml", "two_processes_cpu.yaml"])

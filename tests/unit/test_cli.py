@@ -97,7 +97,8 @@ SIGNATURES = {
     ),
     "r1lab/registry.py:find": "text: str, kind: Kind, *, key: str=''",
     "r1lab/registry.py:load_mixture": (
-        "settings: ProblemSettings, split: Split, seed: int | None=None"
+        "settings: ProblemSettings, split: Split, seed: int | None=None, *, "
+        "keep: Callable[[Problem], bool] | None=None"
     ),
     "r1lab/registry.py:load_problems": (
         "settings: SourceSettings, split: Split, seed: int=0, *, key: str='problems.sources'"

@@ -10,6 +10,7 @@ import pytest
 from r1lab.doctor import examine as examining
 from r1lab.doctor.host import disk_facts, host_facts, usable_cores
 from r1lab.doctor.packages import package_findings
+from r1lab.doctor.probe import DEADLINE, run_probes
 from r1lab.doctor.records import Finding, Report
 from r1lab.rollout.vllm_facts import fits_mla_kernel, installed_build
 
@@ -118,6 +119,19 @@ def test_what_torch_says(changes, name, level, fix):
 def test_torch_that_does_not_import():
     (found,) = examining._torch_findings({"error": "ImportError: libcudart.so"})
     assert found.level == "missing" and "libcudart" in found.found and "make setup" in found.fix
+
+
+def test_an_import_that_does_not_end_is_not_awaited():
+    """What is known without it is still told, and nothing is called missing."""
+    found = run_probes(0.05)
+    assert found["torch"] == {"unfinished": 0.05} and "unfinished" in found["vllm"]
+    vllm = examining._with_metadata(found["vllm"])
+    build = installed_build()
+    if build is not None:
+        assert vllm["version"] == build.version and vllm["platform"] in ("cpu", "cuda")
+    assert levels(examining._torch_findings(found["torch"])) == {"torch": "warning"}
+    assert levels(examining._vllm_findings(vllm, False))["vllm"] in ("ok", "warning")
+    assert DEADLINE < 9
 
 
 def test_vllm_is_not_needed_and_must_fit_the_gpu():
