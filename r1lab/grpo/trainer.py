@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from r1lab.evaluate import Asked, EvalResult, ask, judge
-from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.faults import explained
 from r1lab.grpo.floor import measure_floor
 from r1lab.grpo.interrupt import StopSignals
@@ -234,6 +233,9 @@ class Run:
 
     def _record(self, step: int, result: StepResult) -> None:
         scored = self._gather(result.scored)
+        carried_over = self._gather(result.carried_over)
+        advantages = self._gather(result.advantages[: len(result.scored)])
+        advantages += self._gather(result.advantages[len(result.scored) :])
         if not self.is_main:
             return
         metrics = {
@@ -241,9 +243,7 @@ class Run:
         }  # fmt: skip
         tokens = (result.metrics["length"] or 0.0) * (result.metrics["responses"] or 0.0)
         total = sum(result.seconds.values())
-        self.folder.write_rollouts(
-            step, scored, group_advantages(scored, self.recipe.algorithm.advantage)
-        )
+        self.folder.write_rollouts(step, scored, advantages, carried_over=carried_over)
         timings = {**result.seconds, "total": total, "tokens_per_second": tokens / total}
         self.folder.log_timings(step, timings)
         self.folder.log_metrics(step, metrics)
