@@ -195,7 +195,7 @@ class Run:
                 can_restart=self.accelerator.num_processes == 1,
                 on_restart=say_restart,
             )
-        return source_of(self.recipe, sampler, self.tokenizer, self.accelerator)
+        return source_of(self.recipe, sampler, self.tokenizer, self.policy)
 
     # --- the loop ------------------------------------------------------------------------------
 

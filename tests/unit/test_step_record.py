@@ -5,6 +5,7 @@ A real run on a small model, with the batches of its updates looked at as they p
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_every_trained_advantage_is_in_the_record_of_its_step(
         row["problem_id"] for rows in steps for row in rows if row["advantage"] is not None
     )
     assert set(groups.values()) == {4}
-    for before, rows in zip(steps, steps[1:], strict=False):
+    for before, rows in itertools.pairwise(steps):
         kept = {row["problem_id"] for row in rows if row["carried_over"]}
         earlier = [row for row in before if row["problem_id"] in kept]
         assert len(earlier) == 4 * len(kept)
