@@ -109,14 +109,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": (
         "CohereConfig",
         {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128,
-         "logit_scale": 0.25},
+         "logit_scale": 2.0},
     ),
     # Granite 3: multipliers of embeddings, attention and residuals, logits divided.
     "granite": (
         "GraniteConfig",
         {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128,
          "embedding_multiplier": 12.0, "attention_multiplier": 1 / HEAD,
-         "residual_multiplier": 0.22, "logits_scaling": 4.0, "tie_word_embeddings": True},
+         "residual_multiplier": 0.22, "logits_scaling": 0.5, "tie_word_embeddings": True},
     ),
 }  # fmt: skip
 

@@ -61,6 +61,7 @@ def check_forward(policy: Policy, path: str) -> None:
     kind = policy.base.config.model_type
     try:
         gap, num_tokens = policy.forward_gap()
+        assert gap is not None, "there are tokens"
     # What transformers raises for an architecture that takes other inputs than a decoder does.
     except (TypeError, ValueError, AttributeError, NotImplementedError, LookupError) as error:
         reason = " ".join(str(error).split())[:200]

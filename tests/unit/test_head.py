@@ -18,11 +18,16 @@ from test_update import batch_of, policy_of
 from torch import Tensor
 
 from r1lab.grpo.logprobs import token_logprobs
-from r1lab.grpo.pieces import check_forward, load_policy
+from r1lab.grpo.pieces import check_forward, load_policy, source_of
 from r1lab.grpo.policy import Policy
+from r1lab.grpo.step import rl_step
 from r1lab.model.head import OutputHead
+from r1lab.prompts import TEMPLATES
 from r1lab.recipe import AlgorithmSettings, TrainRecipe
-from r1lab.types import Batch, RecipeError
+from r1lab.rollout.build import build_sampler
+from r1lab.rollout.source import RolloutSource
+from r1lab.types import Batch, RecipeError, RunStopped
+from r1lab.verify import Verifiers
 
 
 def model_of(family: str) -> Any:
@@ -107,12 +112,8 @@ def test_an_architecture_that_training_would_compute_otherwise_is_refused(kind: 
 
 def test_a_base_is_refused_as_it_is_loaded(tmp_path: Path) -> None:
     folder = tiny.save(peaked_model("bert", vocab_size=tiny.VOCAB), tmp_path / "model")
-    recipe = TrainRecipe.model_validate({
-        "name": "x", "problems": {"sources": [{"source": "boxes"}]},
-        "model": {"path": str(folder), "dtype": "float32"},
-    })  # fmt: skip
     with pytest.raises(RecipeError, match=r"is a bert"):
-        load_policy(recipe, Accelerator(cpu=True))
+        load_policy(recipe_of(folder.parent), Accelerator(cpu=True))
 
 
 def test_an_architecture_with_other_inputs_is_refused() -> None:
@@ -121,3 +122,85 @@ def test_an_architecture_with_other_inputs_is_refused() -> None:
     policy: Policy = policy_of(model)
     with pytest.raises(RecipeError, match="cannot be trained here"):
         check_forward(policy, "there")
+
+
+def recipe_of(folder: Path, **sampling: Any) -> TrainRecipe:
+    task = folder / "task.py"
+    task.write_text(
+        "from r1lab.types import Problem\n"
+        "def load(split):\n"
+        "    return [Problem(str(i), f'w{i} w{i + 1}', '', 'none') for i in range(40)]\n"
+        "def reward(problem, completion):\n"
+        "    return float(sum(completion.token_ids) % 2)\n"
+    )
+    return TrainRecipe.model_validate({
+        "name": "head", "template": "plain",
+        "model": {"path": str(folder / "model"), "dtype": "float32"},
+        "problems": {"sources": [{"source": f"{task}:load"}]},
+        "rewards": [{"reward": f"{task}:reward", "isolate": False}],
+        "sampling": {"engine": "transformers", "questions_per_step": 8, "group_size": 4,
+                     "max_tokens": 4, **sampling},
+    })  # fmt: skip
+
+
+def pieces_of(recipe: TrainRecipe, folder: Path) -> tuple[Policy, RolloutSource]:
+    policy, tokenizer, _ = load_policy(recipe, Accelerator(cpu=True))
+    sampler = build_sampler("transformers", folder, tokenizer, dtype="float32")
+    return policy, source_of(recipe, sampler, tokenizer, policy)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "hyperclovax"])
+def test_a_step_of_an_architecture_with_scaled_or_capped_logits_agrees_at_rounding(
+    kind: str, tmp_path: Path
+) -> None:
+    """Granite and Cohere stopped here, Gemma 2 trained another policy than it sampled."""
+    settings = {"gemma2": {"final_logit_softcapping": 12.0}, "granite": {"logits_scaling": 4.0},
+                "cohere": {"logit_scale": 0.25}}  # fmt: skip
+    model = peaked_model(kind, vocab_size=tiny.VOCAB, **settings.get(kind, {}))
+    folder = tiny.save(model, tmp_path / "model")
+    recipe = recipe_of(tmp_path)
+    policy, source = pieces_of(recipe, folder)
+    source.start(policy)
+    verifiers = Verifiers(recipe.rewards, template=TEMPLATES["plain"])
+    steps = [rl_step(policy, source, verifiers, recipe).metrics for _ in range(2)]
+    measured = [kl for metrics in steps if (kl := metrics["sync_kl"]) is not None]
+    assert measured and all(kl < 1e-9 for kl in measured)
+    assert all(metrics["sync_kl_bound"] == 1e-6 for metrics in steps)
+
+
+def test_in_float32_on_a_cpu_a_disagreement_above_rounding_stops_the_first_step(
+    tmp_path: Path,
+) -> None:
+    """A sampler that caps its logits a little otherwise, over a few tokens: a KL of some 1e-4."""
+    model = peaked_model("gemma2", vocab_size=tiny.VOCAB, final_logit_softcapping=12.0)
+    folder = tiny.save(model, tmp_path / "model")
+    model.config.final_logit_softcapping = 12.5
+    other = tiny.save(model, tmp_path / "other")
+    recipe = recipe_of(tmp_path)
+    policy, source = pieces_of(recipe, other)
+    assert folder != other and not source.guard.allow_chance
+    kl, num_tokens = policy.sampler_gap(source.probe())
+    assert kl is not None and 1e-6 < kl < 1e-2 and num_tokens < 200
+    source.start(policy)  # the weights are the trainer's, the configuration is not
+    verifiers = Verifiers(recipe.rewards, template=TEMPLATES["plain"])
+    with pytest.raises(RunStopped, match=r"the bound is 1e-06"):
+        rl_step(policy, source, verifiers, recipe)
+
+
+@pytest.mark.parametrize("kind", ["falcon_h1", "mamba", "recurrent_gemma"])
+def test_a_recurrent_state_is_refused_by_the_sampler_that_cannot_keep_it(
+    kind: str, tmp_path: Path
+) -> None:
+    folder = tiny.save(peaked_model(kind, vocab_size=tiny.VOCAB), tmp_path / "model")
+    with pytest.raises(RecipeError, match=r"sampling\.engine: 'transformers'.*take vllm"):
+        build_sampler("transformers", folder, tiny.tokenizer(), dtype="float32")
+
+
+def test_a_family_without_a_number_of_positions_is_sampled_up_to_the_recipes(
+    tmp_path: Path,
+) -> None:
+    folder = tiny.save(peaked_model("bloom", vocab_size=tiny.VOCAB), tmp_path / "model")
+    with pytest.raises(RecipeError, match=r"sampling\.max_model_len"):
+        build_sampler("transformers", folder, tiny.tokenizer(), dtype="float32")
+    options = {"dtype": "float32", "max_model_len": 64}
+    assert build_sampler("transformers", folder, tiny.tokenizer(), **options).max_model_len == 64
