@@ -3,7 +3,7 @@
     recipe.yaml            the resolved recipe
     metrics.jsonl          a line a step; nothing in it depends on the clock
     timings.jsonl          a line a step: what does
-    rollouts/step-N.parquet  every sampled group with its verdicts
+    rollouts/step-N.parquet  every sampled group with its verdicts and the advantages trained with
     eval/step-N.json       evaluations, every sample kept
     summary.json           the run in a few figures
     preflight.json         whether it could learn, where that was asked before it began
@@ -145,17 +145,21 @@ class RunFolder:
         step: int,
         scored: Sequence[Scored],
         advantages: Sequence[Sequence[float | None]] | None = None,
+        *,
+        carried_over: Sequence[Scored] = (),
     ) -> None:
         """Write every completion of a step with its verdict: rollouts/step-N.parquet.
 
-        `advantages` as `group_advantages` returns them, where they are to be seen.
+        `scored` were sampled in this step; `carried_over` in an earlier one, and trained on here.
+        `advantages` are those that the step trained with, of both in this order.
         """
-        _write_groups(self.rollouts_path / f"{_STEP.format(step)}.parquet", scored, advantages)
+        path = self.rollouts_path / f"{_STEP.format(step)}.parquet"
+        _write_groups(path, (*scored, *carried_over), advantages, num_sampled=len(scored))
 
     def write_faulty(self, step: int, scored: Sequence[Scored]) -> Path:
         """Keep the groups of a step that a run could not learn from; the file, as of rollouts."""
         path = self.faulty_path / f"{_STEP.format(step)}.parquet"
-        _write_groups(path, scored, None)
+        _write_groups(path, scored, None, num_sampled=len(scored))
         return path
 
     def write_eval(self, step: int, result: Mapping[str, Any]) -> Path:
@@ -220,12 +224,15 @@ class RunFolder:
     def rollouts(self, step: int, columns: Sequence[str] | None = None) -> list[Row]:
         """The completions of a step, in the order they were sampled; R1labError names those kept.
 
-        Columns as in `_rollout_schema`; None: all of them.
+        Columns as in `_rollout_schema`; None: all of them. Those that the version of r1lab that
+        wrote the file did not have are left out.
         """
         import pyarrow.parquet as pq
 
         with self._of_rollouts(step) as path:
-            table = pq.read_table(path, columns=None if columns is None else list(columns))
+            present = pq.read_schema(path).names
+            wanted = present if columns is None else [name for name in columns if name in present]
+            table = pq.read_table(path, columns=wanted)
             rows: list[Row] = table.to_pylist(maps_as_pydicts="strict")
         return rows
 
@@ -311,12 +318,16 @@ class RunFolder:
 
 
 def _write_groups(
-    path: Path, scored: Sequence[Scored], advantages: Sequence[Sequence[float | None]] | None
+    path: Path,
+    scored: Sequence[Scored],
+    advantages: Sequence[Sequence[float | None]] | None,
+    *,
+    num_sampled: int,
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = list(_rollout_rows(scored, advantages))
+    rows = list(_rollout_rows(scored, advantages, num_sampled))
     table = pa.Table.from_pylist(rows, schema=_rollout_schema())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -330,6 +341,11 @@ def _rollout_schema() -> Any:
     `group` numbers the groups of the step, `index` the completions of a group; `gold` is the
     problem's answer, `answer` the response's; `score`, `parts` and `reason` are null or empty where
     `fault` says how the machinery failed.
+
+    `advantage` is what this step trained the completion with, and null if it did not: its group was
+    dropped or kept for the next step (dynamic sampling), its reward faulted, or it was left out of
+    the loss. `carried_over` marks groups that an earlier step sampled (they are in its file as
+    well, with null) and this one trained on: leave them out to count samples.
     """
     import pyarrow as pa
 
@@ -350,6 +366,7 @@ def _rollout_schema() -> Any:
             ("reason", pa.string()),
             ("fault", pa.string()),
             ("advantage", pa.float64()),
+            ("carried_over", pa.bool_()),
             ("finish_reason", pa.string()),
             ("weight_version", pa.int32()),
             ("length", pa.int32()),
@@ -359,7 +376,7 @@ def _rollout_schema() -> Any:
 
 
 def _rollout_rows(
-    scored: Sequence[Scored], advantages: Sequence[Sequence[float | None]] | None
+    scored: Sequence[Scored], advantages: Sequence[Sequence[float | None]] | None, num_sampled: int
 ) -> Iterable[Row]:
     for group, of_group in enumerate(scored):
         problem = of_group.rollout.problem
@@ -383,6 +400,7 @@ def _rollout_rows(
                 "reason": _encodable(verdict.reason) if verdict else "",
                 "fault": _encodable(f"{fault.kind}: {fault.detail}") if fault else None,
                 "advantage": None if advantages is None else advantages[group][index],
+                "carried_over": group >= num_sampled,
                 "finish_reason": completion.finish_reason,
                 "weight_version": completion.weight_version,
                 "length": len(completion.token_ids),

@@ -14,7 +14,9 @@ engine for full weights and LoRA:
 KL is the k3 estimate in nats per token over the sampler's own tokens (r1lab.rollout.agreement), at
 temperature 1 behind prompts of at least 24 tokens. `entropy` is the sampler's, in nats per token;
 a uniform one has log(vocabulary) = 5.0. The last line is one JSON object: `families` with the
-figures of each (of full weights; LoRA's beside them as `lora`), and the families that `failed`. A
+figures of each (of full weights; LoRA's beside them as `lora`), the families that `failed`, and
+those `skipped`, each with the reason: they are not sampled, and tests/unit/test_head.py compares
+their log-probs in training with their own forward. A
 family fails where kl_after is above 2 * kl_floor or kl_stale below 10 * kl_floor, in either way of
 training; then the exit status is 1.
 """
@@ -28,11 +30,12 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from families import FAMILIES, random_model
+from families import FAMILIES, FORWARD_ONLY, random_model
 from measure_sync import long_prompts, train
 
 from r1lab.grpo.floor import stirred_adapters
@@ -82,8 +85,19 @@ def main() -> None:
                 failed[family] = f"{way}: {fault}"
         print(f"{family:17} {time.monotonic() - began:.0f} s", flush=True)
         families[family] = {**found["full"], "lora": found["lora"]}
-    print(json.dumps({"families": families, "dtype": arguments.dtype, "failed": failed}))
+    print(json.dumps({
+        "families": families, "dtype": arguments.dtype, "failed": failed,
+        "skipped": skipped(arguments.family),
+    }))  # fmt: skip
     sys.exit(bool(failed))
+
+
+def skipped(chosen: Sequence[str] | None) -> dict[str, str]:
+    """Why each family that was not sampled was not."""
+    reasons = dict.fromkeys(FORWARD_ONLY, "compared with its own forward alone, without vLLM")
+    if chosen:
+        reasons |= {name: "not chosen with --family" for name in FAMILIES if name not in chosen}
+    return reasons
 
 
 def fault_of(figures: Figures) -> str | None:

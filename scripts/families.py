@@ -1,9 +1,11 @@
-"""A small random model of each family of causal LMs that is held against vLLM here.
+"""Small random models of families of causal LMs, to compare what computes the same thing twice.
+
+`FAMILIES` are sampled by vLLM and trained, `FORWARD_ONLY` are compared with their own forward.
 
 Configurations are shrunk (two layers, hidden size 64) and otherwise keep what their family's
 published models have: grouped heads, biases, query and key norms, shared experts and their gate,
 the router's scores, groups and scaling, MLA's latents, YaRN, tied or untied embeddings. Used by
-scripts/check_families.py and tests/parity/test_families.py.
+scripts/check_families.py, tests/parity/test_families.py and tests/unit/test_head.py.
 """
 
 from __future__ import annotations
@@ -96,7 +98,82 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "topk_group": 2, "topk_method": "noaux_tc", "scoring_func": "sigmoid",
          "norm_topk_prob": True, "routed_scaling_factor": 2.5, "rope_parameters": _yarn(1.0)},
     ),
+    # Gemma 2: logits capped by tanh, in attention and after the head; a cap that these reach.
+    "gemma2": (
+        "Gemma2Config",
+        {**_GROUPED, "intermediate_size": 128, "query_pre_attn_scalar": HEAD,
+         "sliding_window": POSITIONS, "final_logit_softcapping": 12.0,
+         "attn_logit_softcapping": 50.0},
+    ),
+    # Command R (Cohere): attention and feed-forward side by side, logits multiplied.
+    "cohere": (
+        "CohereConfig",
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128,
+         "logit_scale": 2.0},
+    ),
+    # Granite 3: multipliers of embeddings, attention and residuals, logits divided.
+    "granite": (
+        "GraniteConfig",
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128,
+         "embedding_multiplier": 12.0, "attention_multiplier": 1 / HEAD,
+         "residual_multiplier": 0.22, "logits_scaling": 0.5, "tie_word_embeddings": True},
+    ),
 }  # fmt: skip
+
+
+# Families that no vLLM engine is started for: model_type -> what differs from `_SMALL`. A setting
+# that acts on the logits has another value than the one that leaves them alone.
+FORWARD_ONLY: dict[str, dict[str, Any]] = {
+    "arcee": {}, "bloom": {}, "cohere2": {"logit_scale": 0.25}, "ernie4_5": {}, "exaone4": {},
+    "falcon": {}, "falcon_h1": {"lm_head_multiplier": 0.3}, "gemma": {},
+    "gemma3_text": {"final_logit_softcapping": 12.0}, "glm4": {}, "gpt2": {}, "gpt_neox": {},
+    "gpt_oss": {}, "granitemoe": {"logits_scaling": 4.0}, "helium": {},
+    "hyperclovax": {"logits_scaling": 0.3}, "mamba": {},
+    "minicpm3": {"num_attention_heads": 2, "num_key_value_heads": 2, "dim_model_base": 16},
+    "mistral": {}, "nanochat": {"final_logit_softcapping": 12.0}, "nemotron": {}, "olmo2": {},
+    "olmoe": {}, "opt": {}, "phi": {}, "phi3": {},
+    "recurrent_gemma": {"logits_soft_cap": 12.0, "lru_width": HIDDEN, "num_hidden_layers": 3},
+    "smollm3": {}, "stablelm": {}, "starcoder2": {},
+    "vaultgemma": {"final_logit_softcapping": 12.0},
+}  # fmt: skip
+
+# Under every name that a family has for it.
+_SMALL: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "word_embed_proj_dim"), HIDDEN),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), NUM_LAYERS),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "shared_intermediate_size"), 128),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), POSITIONS),
+    **dict.fromkeys(("num_experts", "num_local_experts"), 4),
+    "num_key_value_heads": 2, "head_dim": 16, "moe_intermediate_size": 32, "num_experts_per_tok": 2,
+    "kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+    "v_head_dim": 16, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16,
+    "mamba_d_state": 16, "state_size": 16, "time_step_rank": 8, "vocab_size": 96,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def peaked_model(kind: str, **changes: Any) -> Any:
+    """A model of a model_type of transformers, its logits of 8 and more: faults there show."""
+    import transformers
+
+    classes = transformers.CONFIG_MAPPING
+    known = classes[kind]().to_dict()
+    values = {name: value for name, value in _SMALL.items() if name in known}
+    values |= FORWARD_ONLY.get(kind, {}) | changes
+    layers = values.get("num_hidden_layers", 0)
+    if known.get("layer_types"):  # the first and the last kind of its layers
+        values["layer_types"] = [known["layer_types"][0]] * (layers - 1) + known["layer_types"][-1:]
+    torch.manual_seed(0)
+    config = classes[kind](**values)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    ids = torch.arange(8, 72)[None]
+    with torch.no_grad():
+        while model(input_ids=ids).logits.abs().max() < 8:
+            before = model(input_ids=ids).logits.abs().max()
+            model.get_output_embeddings().weight.mul_(1.6)
+            assert model(input_ids=ids).logits.abs().max() > before, "capped below 8"
+    return model
 
 
 def random_model(family: str, tokenizer: Any, seed: int = 0) -> Any:

@@ -93,6 +93,12 @@ class MicroBatch:
         return replace(self, **moved)
 
 
+def is_in_loss(completion: Completion, *, overlong_filter: bool) -> bool:
+    """Whether the tokens of a completion that has an advantage enter the loss."""
+    cut_off = overlong_filter and completion.finish_reason == "length"
+    return bool(completion.token_ids) and not cut_off
+
+
 def pack(
     scored: Sequence[Scored],
     advantages: Sequence[Sequence[float | None]],
@@ -126,8 +132,7 @@ def pack(
         if advantage is not None
     ]
     num_judged = len(judged)
-    if overlong_filter:
-        judged = [row for row in judged if row[1].finish_reason != "length"]
+    judged = [row for row in judged if is_in_loss(row[1], overlong_filter=overlong_filter)]
     counts = torch.tensor([num_judged, sum(len(c.token_ids) for _, c, _ in judged)])
     if sum_over_processes is not None:
         counts = sum_over_processes(counts)
@@ -136,7 +141,7 @@ def pack(
     kept = [
         (prompt, completion, advantage)
         for prompt, completion, advantage in judged
-        if completion.token_ids and (advantage != 0.0 or not drop_zero_advantage)
+        if advantage != 0.0 or not drop_zero_advantage
     ]
     if not all(prompt for prompt, _, _ in kept):
         raise ValueError("a prompt without tokens: the first completion token follows on nothing")

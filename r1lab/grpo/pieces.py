@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from r1lab.grpo.policy import Policy
 from r1lab.launch import wants_shards
 from r1lab.model.adapters import add_lora
+from r1lab.model.balance import has_experts
 from r1lab.model.load import load_base
 from r1lab.model.replay import require_routers
 from r1lab.model.shard import shard
@@ -16,10 +17,12 @@ from r1lab.model.weights import base_model
 from r1lab.prompts import TEMPLATES
 from r1lab.recipe import SamplingRecipe, TrainRecipe
 from r1lab.registry import load_training
+from r1lab.rollout.agreement import SyncGuard, advice, highest_floor
 from r1lab.rollout.ahead import AheadSource
 from r1lab.rollout.limits import Keep, keeps_what_fits
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import RolloutSource, encode_prompt
+from r1lab.types import RecipeError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,6 +51,7 @@ def load_policy(
         pad_token_id=tokenizer.pad_token_id or 0,
         with_reference=recipe.algorithm.kl_coefficient > 0,
     )
+    check_forward(policy, recipe.model.path)
     return policy, tokenizer, folder
 
 
@@ -64,11 +68,48 @@ def kept_problems(
     )
 
 
+def check_forward(policy: Policy, path: str) -> None:
+    """Refuse a model whose log-probs in training are not those of its own forward.
+
+    `path` is the value of `model.path`. Raises RecipeError.
+    """
+    kind = policy.base.config.model_type
+    try:
+        gap, num_tokens = policy.forward_gap()
+        assert gap is not None, "there are tokens"
+    # What transformers raises for an architecture that takes other inputs than a decoder does.
+    except (TypeError, ValueError, AttributeError, NotImplementedError, LookupError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"model.path: {path!r} is a {kind}, which cannot be trained here ({reason}); take a "
+            "decoder-only language model"
+        ) from error
+    bound = guard_of(policy).bound(num_tokens)
+    if not gap <= bound:
+        raise RecipeError(
+            f"model.path: {path!r} is a {kind}, and its log-probs in training would not be those "
+            f"of its own forward (k3 {gap:.2g}, at most {bound:.2g}); take another architecture"
+        )
+
+
+def guard_of(policy: Policy, *, device: str | None = None, **options: Any) -> SyncGuard:
+    """A guard with the bounds of the policy's precision and of `device`, its own if None."""
+    dtype = str(policy.base.dtype).removeprefix("torch.")
+    device = device or policy.accelerator.device.type
+    is_exact = (dtype, device) == ("float32", "cpu")
+    return SyncGuard(
+        highest_floor=highest_floor(dtype, device),
+        # Rounding can send a token to another expert, in any precision: that is chance.
+        allow_chance=not is_exact or has_experts(policy.base),
+        **options,
+    )
+
+
 def source_of(
     recipe: TrainRecipe,
     sampler: Sampler,
     tokenizer: PreTrainedTokenizerBase,
-    accelerator: Accelerator,
+    policy: Policy,
     settings: SamplingRecipe | None = None,
 ) -> RolloutSource:
     """This process's stream of rollouts; `settings` in place of the recipe's sampling."""
@@ -80,9 +121,15 @@ def source_of(
         tokenizer,
         TEMPLATES[recipe.template],
         settings,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        rank=policy.accelerator.process_index,
+        world_size=policy.accelerator.num_processes,
         seed=recipe.seed,
-        max_sync_kl=recipe.algorithm.max_sync_kl,
+        guard=guard_of(
+            policy,
+            # Where a server computes is not known here: as much as any may differ.
+            device="cuda" if settings.engine == "server" else None,
+            max_kl=recipe.algorithm.max_sync_kl,
+            advice=advice(settings.engine, recipe.model.dtype),
+        ),
         routed_experts=recipe.algorithm.router_replay == "sampler",
     )

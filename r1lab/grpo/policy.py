@@ -28,18 +28,20 @@ from r1lab.grpo.reference import Reference
 from r1lab.grpo.shared import can_share, shared_microbatches
 from r1lab.model.attention import takes_packed_rows
 from r1lab.model.balance import ExpertLoad, update_router_bias
+from r1lab.model.head import OutputHead
 from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.replay import RouterReplay
 from r1lab.model.shard import as_forward, is_sharded
 from r1lab.model.weights import base_model, checkpoint_weights
 from r1lab.recipe import AlgorithmSettings, OptimizerSettings
 from r1lab.rollout.agreement import k3_sum
-from r1lab.types import Batch, Rollout, RunStopped, Scored, Verdict
+from r1lab.types import Batch, Completion, Problem, Rollout, RunStopped, Scored, Verdict
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_PROBE_TOKENS = 32  # of a sequence on which log-probs are held against the model's own
 _TOKENS_WITHOUT_GRADIENT = 4096  # padded tokens of a forward without backward
 
 
@@ -98,7 +100,7 @@ class Policy:
         self.temperature, self.pad_token_id = temperature, pad_token_id
         self.version, self.num_updates, self.skipped_in_a_row = 0, 0, 0
         base = base_model(model)
-        self._decoder, self._head = base.get_decoder(), base.get_output_embeddings()
+        self.base, self._decoder = base, base.get_decoder()
         self._can_share, self._packs = can_share(base.config), takes_packed_rows(base.config)
         self.is_sharded = is_sharded(base)
         self._scored = as_forward(base, self._score)
@@ -129,15 +131,17 @@ class Policy:
     def _score(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         # Padding stands on the right and attention is causal: no mask is needed, but for the rows
         # that hold several completions of a prompt. Packed rows have ends in the place of a mask.
+        rows = {"attention_mask": micro.mask, "position_ids": micro.position_ids}
+        # Only those that are set: not every architecture has positions to be told.
+        options = {name: value for name, value in rows.items() if value is not None}
         with self._replay.replayed(micro.experts):
-            hidden = self._decoder(
-                input_ids=micro.token_ids, attention_mask=micro.mask,
-                position_ids=micro.position_ids, use_cache=False,
+            output = self._decoder(
+                input_ids=micro.token_ids, use_cache=False, **options,
                 **varlen_arguments(micro.cu_seqlens),
-            ).last_hidden_state  # fmt: skip
+            )  # fmt: skip
         return token_logprobs(
-            hidden, self._head, micro.token_ids, micro.completion_mask,
-            temperature=self.temperature, predictors=micro.predictors,
+            output.last_hidden_state, OutputHead(self.base, output), micro.token_ids,
+            micro.completion_mask, temperature=self.temperature, predictors=micro.predictors,
         )  # fmt: skip
 
     def microbatches(
@@ -264,6 +268,35 @@ class Policy:
             gap += k3_sum(micro.logp_sampler, self.logprobs(micro)[0])
         total, num_tokens = self.sum_over_processes(gap).tolist()
         return (total / num_tokens if num_tokens else None), int(num_tokens)
+
+    @torch.no_grad()
+    def forward_gap(self) -> tuple[float | None, int]:
+        """(k3 estimate, tokens) of `logprobs` against the model's own forward, on made-up tokens.
+
+        Only rounding is left unless this class computes an architecture in another way than the
+        architecture does. One sequence at a time there, groups of padded rows here.
+        """
+        config = self.base.config.get_text_config(decoder=True)
+        limit = getattr(config, "max_position_embeddings", None) or _PROBE_TOKENS
+        length = min(_PROBE_TOKENS, limit)
+        draw = torch.Generator().manual_seed(0)
+        rollouts = []
+        for group in torch.randint(config.vocab_size, (2, 3, length), generator=draw):
+            first = length // 4  # of the completions; all have the same prompt, and lengths differ
+            group[:, :first] = group[0, :first]
+            rows = [row[: length - 2 * number] for number, row in enumerate(group)]
+            completions = tuple(self._forced(row, first) for row in rows)
+            prompt = tuple(rows[0][:first].tolist())
+            rollouts.append(Rollout(Problem("", "", "", ""), prompt, completions))
+        return self.sampler_gap(rollouts)
+
+    def _forced(self, row: Tensor, first: int) -> Completion:
+        """The tokens of a row from `first` on, with their log-probs by the model's own forward."""
+        ids = row[None].to(self.accelerator.device)
+        logits = self.base(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        logp = (logits / self.temperature).log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        given = tuple(logp[first - 1 :].tolist())
+        return Completion(tuple(row[first:].tolist()), "", "stop", 0, logprobs=given)
 
     def apply_gradient(
         self,

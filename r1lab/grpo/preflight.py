@@ -49,7 +49,7 @@ def _look(recipe: TrainRecipe) -> Prospects:
     policy, tokenizer, folder = load_policy(recipe, accelerator)
     run = gather_object([new_run()])[0] if world > 1 else new_run()
     sampler = sampler_of(recipe, folder, tokenizer, rank=accelerator.process_index, run=run)
-    source = source_of(recipe, sampler, tokenizer, accelerator, settings)
+    source = source_of(recipe, sampler, tokenizer, policy, settings)
     try:
         with IsolatedRunner(recipe.reward_workers) as runner:
             source.start(policy)
@@ -58,7 +58,9 @@ def _look(recipe: TrainRecipe) -> Prospects:
                 recipe.rewards, template=template, runner=runner, max_steps=recipe.steps
             )
             scored = verifiers.score(rollouts)
-        agreement = Agreement(*policy.sampler_gap(rollouts))
+        kl, num_tokens = policy.sampler_gap(rollouts)
+        guard = source.guard
+        agreement = Agreement(kl, num_tokens, guard.bound(num_tokens), guard.advice)
         max_model_len = sampler.max_model_len
     finally:
         source.close()

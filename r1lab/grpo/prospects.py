@@ -16,7 +16,7 @@ from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from r1lab.evaluate.estimators import pass_at_k
-from r1lab.rollout.agreement import HIGHEST_FLOOR
+from r1lab.rollout.agreement import HIGHEST_FLOOR, advice
 from r1lab.types import Fault, Scored, Verdict
 
 Level = Literal["ok", "warning", "failed"]
@@ -60,10 +60,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """k3 estimate of KL(sampler, trainer) over some tokens; None where there were none."""
+    """k3 estimate of KL(sampler, trainer) over some tokens; None where there were none.
+
+    `bound` is the most that a run accepts, `advice` what to do above it.
+    """
 
     kl: float | None
     num_tokens: int
+    bound: float = HIGHEST_FLOOR
+    advice: str = advice("vllm", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,12 +332,9 @@ def _agreement(agreement: Agreement | None) -> Point | None:
         return None
     found = (
         f"KL(sampler, trainer) is {agreement.kl:.2g} nats a token over {agreement.num_tokens} "
-        f"tokens; healthy bases stay below {HIGHEST_FLOOR:g}"
+        f"tokens; a run accepts {agreement.bound:.2g} at most"
     )
-    if agreement.kl <= HIGHEST_FLOOR:  # a NaN fails
+    if agreement.kl <= agreement.bound:  # a NaN fails
         return Point("agreement", "ok", found)
-    change = (
-        "the sampler does not compute what would be trained: run scripts/measure_sync.py on this "
-        "base, or take sampling.engine: transformers"
-    )
+    change = f"the sampler does not compute what would be trained: {agreement.advice}"
     return Point("agreement", "failed", found, change)

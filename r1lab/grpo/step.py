@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 
 from r1lab.grpo.advantage import Total, group_advantages
-from r1lab.grpo.batch import SumOverProcesses, pack, split, without_zero_advantage
+from r1lab.grpo.batch import SumOverProcesses, is_in_loss, pack, split, without_zero_advantage
 from r1lab.grpo.loss import find_loss
 from r1lab.grpo.policy import GradientStats, Policy
 from r1lab.grpo.refill import Collected, refill
@@ -24,9 +25,17 @@ _LONGEST_LAG = 32  # steps; recipes allow less
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step leaves: this process's scored groups, figures over all processes, seconds."""
+    """What a step returns: this process's groups, metrics over all processes, seconds by phase.
+
+    scored        the groups sampled in this step, in the order they were asked for
+    carried_over  the groups sampled in an earlier step that this one trained on
+    advantages    for each group of `scored`, then of `carried_over`: what each completion was
+                  trained with; None for a completion, or a whole group, outside of the loss
+    """
 
     scored: list[Scored]
+    carried_over: list[Scored]
+    advantages: list[list[float | None]]
     metrics: dict[str, float | None]
     seconds: dict[str, float]
 
@@ -87,14 +96,36 @@ def rl_step(
     metrics = {
         **summarise(collected, verifiers, policy),
         **update_metrics(stats, algorithm),
-        **updates[-1],
+        **optimizer_metrics(stats, updates),
         **observe_levels(collected, source, verifiers, policy),
     }
-    metrics["skipped"] = sum(update["skipped"] for update in updates)
     metrics["sync_kl"], metrics["sync_kl_tokens"] = agreement.kl, float(agreement.num_tokens)
     metrics["sync_kl_bound"] = source.guard.bound(agreement.num_tokens)
     metrics["sync_kl_rechecked"] = agreement.rechecked
-    return StepResult(collected.judged, metrics, clock.seconds)
+    carried_over, recorded = trained_advantages(collected, advantages, algorithm.overlong_filter)
+    return StepResult(collected.judged, carried_over, recorded, metrics, clock.seconds)
+
+
+def trained_advantages(
+    collected: Collected, advantages: Sequence[list[float | None]], overlong_filter: bool
+) -> tuple[list[Scored], list[list[float | None]]]:
+    """(groups carried over from an earlier step, `StepResult.advantages`).
+
+    `advantages` are those of `collected.groups`.
+    """
+    sampled = {id(group) for group in collected.judged}
+    carried_over = [group for group in collected.groups if id(group) not in sampled]
+    used = {
+        id(group): [
+            advantage if is_in_loss(completion, overlong_filter=overlong_filter) else None
+            for completion, advantage in zip(group.rollout.completions, of_group, strict=True)
+        ]
+        for group, of_group in zip(collected.groups, advantages, strict=True)
+    }
+    return carried_over, [
+        used.get(id(group), [None] * len(group.outcomes))
+        for group in (*collected.judged, *carried_over)
+    ]
 
 
 def collect_all(
@@ -223,6 +254,25 @@ def update_metrics(
         "correction_cut": mean("correction_cut") if corrected else None,
         "gradient_tokens": tokens,
         "sync_kl_uncapped": stats[0].sync_kl_uncapped,
+    }
+
+
+def optimizer_metrics(
+    stats: Sequence[GradientStats], updates: Sequence[dict[str, float]]
+) -> dict[str, float | None]:
+    """Gradient norm and learning rate: means over the updates that moved the weights.
+
+    If none did, means over all of them. `skipped` counts those that were not finite.
+    """
+    moved = [
+        update
+        for of_update, update in zip(stats, updates, strict=True)
+        if of_update.num_sequences and not update["skipped"]
+    ]
+    return {
+        "grad_norm": fmean(update["grad_norm"] for update in moved or updates),
+        "learning_rate": fmean(update["learning_rate"] for update in moved or updates),
+        "skipped": sum(update["skipped"] for update in updates),
     }
 
 

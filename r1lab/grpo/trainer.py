@@ -18,7 +18,6 @@ import torch
 
 from r1lab.digests import Inputs, input_digests
 from r1lab.evaluate import Asked, EvalResult, ask, judge
-from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.faults import explained
 from r1lab.grpo.floor import measure_floor
 from r1lab.grpo.interrupt import StopSignals
@@ -218,7 +217,7 @@ class Run:
                 can_restart=self.accelerator.num_processes == 1,
                 on_restart=say_restart,
             )
-        return source_of(self.recipe, sampler, self.tokenizer, self.accelerator)
+        return source_of(self.recipe, sampler, self.tokenizer, self.policy)
 
     # --- the loop ------------------------------------------------------------------------------
 
@@ -256,6 +255,9 @@ class Run:
 
     def _record(self, step: int, result: StepResult) -> None:
         scored = self._gather(result.scored)
+        carried_over = self._gather(result.carried_over)
+        advantages = self._gather(result.advantages[: len(result.scored)])
+        advantages += self._gather(result.advantages[len(result.scored) :])
         if not self.is_main:
             return
         metrics = {
@@ -263,9 +265,7 @@ class Run:
         }  # fmt: skip
         tokens = (result.metrics["length"] or 0.0) * (result.metrics["responses"] or 0.0)
         total = sum(result.seconds.values())
-        self.folder.write_rollouts(
-            step, scored, group_advantages(scored, self.recipe.algorithm.advantage)
-        )
+        self.folder.write_rollouts(step, scored, advantages, carried_over=carried_over)
         timings = {**result.seconds, "total": total, "tokens_per_second": tokens / total}
         self.folder.log_timings(step, timings)
         self.folder.log_metrics(step, metrics)

@@ -16,6 +16,12 @@ def routers(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [m for m in model.modules() if hasattr(m, "e_score_correction_bias")]
 
 
+def has_experts(model: torch.nn.Module) -> bool:
+    """Whether a model of any family sends tokens to one or another of several experts."""
+    parts = {part for name, _ in model.named_modules() for part in name.split(".")}
+    return not parts.isdisjoint({"experts", "router", "block_sparse_moe"})
+
+
 class ExpertLoad:
     """Counts how many tokens each expert of each layer gets, while it is attached.
 

@@ -119,6 +119,8 @@ def _render_response(row: Row, accuracy: str) -> RenderableType:
         facts += ", cut off" if row["finish_reason"] == "length" else f", {row['finish_reason']}"
     if row["advantage"] is not None:
         facts += f", advantage {row['advantage']:+.2f}"
+    if row.get("carried_over"):  # folders written by older versions have no such column
+        facts += ", sampled in an earlier step"
     line = Text.assemble((f"{mark} {verdict}", style), (f"   {facts}", "dim"))
     pieces: list[RenderableType] = [Rule(style="dim"), line]
     if row["reason"]:

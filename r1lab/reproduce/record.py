@@ -131,7 +131,8 @@ def _training(folder: RunFolder, metrics: Sequence[Row], part: str) -> dict[str,
 
 def _checking(folder: RunFolder, step: int) -> float:
     """Checking words in a response of a step, in the mean."""
-    texts = [row["text"] or "" for row in folder.rollouts(step, ["text"])]
+    rows = folder.rollouts(step, ["text", "carried_over"])
+    texts = [row["text"] or "" for row in rows if not row.get("carried_over")]
     words = [word for text in texts for word in text.split()]
     return sum(word in CHECKING_WORDS for word in words) / max(len(texts), 1)
 

@@ -32,6 +32,8 @@ BOUND_OVER_FLOOR = 5.0
 CHANCE = 1e-5
 # Healthy models stay below 1e-3 in bfloat16; a wrong kernel or another base is far above 1e-2.
 HIGHEST_FLOOR = 1e-2
+# In float32 they stay below 1e-9 on a CPU. GPU kernels may multiply float32 with 10 bits (TF32).
+_HIGHEST_FLOOR_FLOAT32 = {"cpu": 1e-6, "cuda": 1e-3}
 
 
 def k3_sum(logp_sampler: Tensor, logp_trainer: Tensor, cap: float = TOKEN_CAP) -> Tensor:
@@ -50,6 +52,21 @@ def k3_kl(logp_sampler: Tensor, logp_trainer: Tensor, cap: float = TOKEN_CAP) ->
     """The mean of `k3_sum`: KL(sampler || trainer) in nats per token."""
     total, num_tokens = k3_sum(logp_sampler, logp_trainer, cap).tolist()
     return total / max(num_tokens, 1.0)
+
+
+def highest_floor(dtype: str, device: str) -> float:
+    """The largest k3 estimate that rounding explains, by precision and type of device."""
+    return _HIGHEST_FLOOR_FLOAT32.get(device, 1e-3) if dtype == "float32" else HIGHEST_FLOOR
+
+
+def advice(engine: str, dtype: str) -> str:
+    """What a user can do if sampler and trainer disagree; nothing that is set already."""
+    ways = []
+    if engine != "transformers":
+        ways += ["run scripts/measure_sync.py on this base", "try sampling.engine: transformers"]
+    if dtype != "float32":
+        ways.append("try model.dtype: float32")
+    return ", or ".join(ways) or "take another base in model.path"
 
 
 @torch.no_grad()
@@ -92,10 +109,21 @@ class SyncGuard:
 
     The first check measures the floor (weights have just been synced then), the later ones are
     held against the bound. `max_kl`, where given, is the bound, and nothing else is.
+    `highest_floor` is the most that the first check accepts, `advice` what its message suggests.
+    `allow_chance` widens the bound where tokens are few: see `bound`. Without it, for models whose
+    rounding is far below `highest_floor` in every token, that is also the lowest bound.
     """
 
-    def __init__(self, max_kl: float | None = None) -> None:
-        self.max_kl = max_kl
+    def __init__(
+        self,
+        max_kl: float | None = None,
+        *,
+        highest_floor: float = HIGHEST_FLOOR,
+        allow_chance: bool = True,
+        advice: str = advice("vllm", "bfloat16"),
+    ) -> None:
+        self.max_kl, self.highest_floor, self.advice = max_kl, highest_floor, advice
+        self.allow_chance = allow_chance
         self.floor: float | None = None
         self.floor_tokens = 0
 
@@ -109,8 +137,10 @@ class SyncGuard:
         """
         if self.max_kl is not None:
             return self.max_kl
+        if not self.allow_chance:
+            return max(BOUND_OVER_FLOOR * (self.floor or 0.0), self.highest_floor)
         if self.floor is None:
-            return HIGHEST_FLOOR + _chance(HIGHEST_FLOOR, num_tokens)
+            return self.highest_floor + _chance(self.highest_floor, num_tokens)
         # The floor was itself measured over no more than so many tokens.
         reliable = min(num_tokens, self.floor_tokens)
         return max(BOUND_OVER_FLOOR * self.floor, self.floor + _chance(self.floor, reliable))
@@ -147,8 +177,7 @@ class SyncGuard:
         return (
             f"sampler and trainer disagree at weight version {version}: KL {kl:.3g} over "
             f"{num_tokens} sampled tokens, the bound is {bound:.2g} ({source}); the sampler does "
-            "not compute what is being trained (run scripts/measure_sync.py on this base, or try "
-            "sampling.engine: transformers)"
+            f"not compute what is being trained; {self.advice}"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The sampler for machines without vLLM: plain transformers with a key-value cache.
 
 Chosen by name (`sampling.engine: transformers`), never silently. It works for any causal LM that
-transformers has. Prompts are padded on the left, prefilled once a group, and finished rows leave
-the batch.
+transformers has, if its cache is one of keys and values alone. Prompts are padded on the left,
+prefilled once a group, and finished rows leave the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from r1lab.model.replay import RouterReplay
 from r1lab.precision import settled
 from r1lab.prompts import Template
 from r1lab.rollout.sampler import as_completion
-from r1lab.types import Completion, SamplingSettings
+from r1lab.types import Completion, RecipeError, SamplingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,19 @@ class TransformersSampler:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_model(folder, self._config, self._dtype).to(self._device).eval()
         self.version = 0
-        allowed: int = self._config.max_position_embeddings
+        kind = self._config.model_type
+        if self._model._is_stateful:
+            # Their caches cannot be repeated for a group, nor give up rows that have ended.
+            raise RecipeError(
+                f"sampling.engine: 'transformers' cannot sample a {kind}, whose layers keep a "
+                "recurrent state; take vllm"
+            )
+        allowed = getattr(self._config, "max_position_embeddings", max_model_len)
+        if allowed is None:
+            raise RecipeError(
+                f"sampling.max_model_len: a {kind} has no max_position_embeddings in its "
+                "config.json to take it from; set it"
+            )
         self.max_model_len = min(max_model_len or allowed, allowed)
         self._max_num_seqs = max_num_seqs
         self._tokenizer = tokenizer

@@ -68,8 +68,9 @@ class RolloutSource:
     """Groups of completions, `settings.questions_per_step` questions a step over all processes.
 
     Of the questions of a step, the process of this `rank` draws every `world_size`-th: shares are
-    disjoint and, together, independent of how many processes there are. `max_sync_kl` bounds the
-    disagreement of sampler and trainer; None: from the floor, see `SyncGuard`. `routed_experts`
+    disjoint and, together, independent of how many processes there are. `guard` bounds the
+    disagreement of sampler and trainer; without one `max_sync_kl` does, or the floor if that is
+    None: see `SyncGuard`. `routed_experts`
     asks the sampler for the experts that it chose.
     """
 
@@ -85,6 +86,7 @@ class RolloutSource:
         world_size: int = 1,
         seed: int = 0,
         max_sync_kl: float | None = None,
+        guard: SyncGuard | None = None,
         routed_experts: bool = False,
     ) -> None:
         if settings.questions_per_step % world_size:
@@ -93,7 +95,7 @@ class RolloutSource:
                 f"evenly by {world_size} processes; take a multiple of {world_size}"
             )
         self.sampler = sampler
-        self.guard = SyncGuard(max_sync_kl)
+        self.guard = guard or SyncGuard(max_sync_kl)
         self.problems, self._tokenizer, self._template = problems, tokenizer, template
         self._settings = settings
         self._routed_experts = routed_experts

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from r1lab.rollout.agreement import HIGHEST_FLOOR, TOKEN_CAP, SyncGuard, k3_kl, k3_sum
+from r1lab.rollout.agreement import (
+    HIGHEST_FLOOR,
+    TOKEN_CAP,
+    SyncGuard,
+    advice,
+    highest_floor,
+    k3_kl,
+    k3_sum,
+)
 from r1lab.types import RunStopped
 
 
@@ -84,6 +92,34 @@ def test_chance_does_not_stop_a_healthy_run():
 def test_a_wrong_start_is_no_floor():
     with pytest.raises(RunStopped, match="highest plausible floor"):
         SyncGuard().check(2 * HIGHEST_FLOOR, 10_000, version=0)
+
+
+def test_what_rounding_explains_depends_on_precision_and_device():
+    found = [highest_floor(*of) for of in (("float32", "cpu"), ("float32", "cuda"))]
+    assert found == [1e-6, 1e-3]
+    assert highest_floor("bfloat16", "cpu") == highest_floor("float16", "cuda") == HIGHEST_FLOOR
+
+
+@pytest.mark.parametrize("num_tokens", [10, 1_000, 100_000])
+def test_without_chance_the_first_bound_is_the_highest_floor_however_few_tokens(num_tokens: int):
+    guard = SyncGuard(highest_floor=1e-6, allow_chance=False)
+    with pytest.raises(RunStopped):
+        guard.check(1.1e-6, num_tokens, version=0)
+    guard.check(1e-13, num_tokens, version=0)
+    guard.check(9e-7, num_tokens, version=1)
+    with pytest.raises(RunStopped):
+        guard.check(1.1e-6, num_tokens, version=1)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers", "server"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_advice_is_nothing_that_is_set_already(engine: str, dtype: str):
+    guard = SyncGuard(highest_floor=1e-6, advice=advice(engine, dtype))
+    with pytest.raises(RunStopped) as stopped:
+        guard.check(1.0, 1000, version=0)
+    assert ("sampling.engine: transformers" in str(stopped.value)) == (engine != "transformers")
+    assert ("model.dtype: float32" in str(stopped.value)) == (dtype != "float32")
+    assert guard.advice in str(stopped.value) and guard.advice
 
 
 def test_nan_stops_and_nothing_measured_passes():
