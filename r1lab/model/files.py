@@ -75,7 +75,7 @@ def _check_kind(folder: Path, path: str) -> None:
         )
     ggufs = sorted(file.name for file in folder.glob("*.gguf"))
     if ggufs:
-        fix = f"set model.gguf_file to {ggufs[0]}"
+        fix = f"name its GGUF in model.gguf_file ({ggufs[0]})"
     elif not any(folder.iterdir()):
         fix = "it is an empty folder; give a model's own folder"
     elif (folder / "recipe.yaml").is_file():

@@ -184,7 +184,7 @@ EXPERT = "model.layers.1.mlp.experts.3.up_proj.weight"
         (lambda folder: move_into(folder, "snapshots/abc"), ["base/snapshots/abc"]),
         (lambda folder: (shutil.rmtree(folder), folder.mkdir()), ["empty folder"]),
         (lambda folder: (shutil.rmtree(folder), folder.mkdir(),
-                         (folder / "q.gguf").write_bytes(b"GGUF")), ["model.gguf_file to q.gguf"]),
+                         (folder / "q.gguf").write_bytes(b"GGUF")), ["model.gguf_file (q.gguf)"]),
         (lambda folder: (shutil.rmtree(folder), folder.write_text("")), ["is a file"]),
     ],
 )  # fmt: skip
