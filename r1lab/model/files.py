@@ -78,11 +78,11 @@ def _check_kind(folder: Path, path: str) -> None:
             f"model.path: {path!r} holds no config.json, and {meant.relative_to(folder)} in it "
             f"does; set model.path to {Path(path) / meant.relative_to(folder)}"
         )
-    if not any(folder.iterdir()):
-        raise RecipeError(f"model.path: {path!r} is an empty folder; give a model's own folder")
     ggufs = sorted(file.name for file in folder.glob("*.gguf"))
     if ggufs:
-        fix = f"set model.gguf_file to {ggufs[0]}"
+        fix = f"name its GGUF in model.gguf_file ({ggufs[0]})"
+    elif not any(folder.iterdir()):
+        fix = "it is an empty folder; give a model's own folder"
     elif (folder / "recipe.yaml").is_file():
         fix = "it is a run folder without a checkpoint yet; give the run's own base"
     else:

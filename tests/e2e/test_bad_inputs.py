@@ -502,43 +502,12 @@ def test_one_long_row_among_many_is_found(refused, here):
                     "leave the problem out"))  # fmt: skip
 
 
-LONG = '{"question": "' + "1 + " * 300 + '1 =", "answer": "301"}\n'
-
-
-@pytest.mark.parametrize("share", [0.01, 0.99])
-def test_a_long_row_is_found_however_far_down(refused, here, share):
-    many = "".join(f'{{"question": "{i} + 1 =", "answer": "{i + 1}"}}\n' for i in range(12_000))
-    (here / "rows.jsonl").write_text(many + LONG)
-    sources = f"[{{source: rows.jsonl, options: {{test_fraction: {share}}}}}]"
-    refused("train", "recipe.yaml", "--problems.sources", sources, "--problems.check_gold", 0,
-            "--evaluation.num_problems", 1, "--dry-run",
-            expect=("sampling.max_model_len", "rows/12001", "leave_out_long"))  # fmt: skip
-
-
-def test_rows_that_do_not_fit_are_left_out_and_counted(capsys, here):
-    (here / "rows.jsonl").write_text(GOOD_ROWS + 2 * LONG)
-    sources = "[{source: rows.jsonl, options: {test_fraction: 0.2}}]"
-    asked = ["train", "recipe.yaml", "--problems.sources", sources, "--dry-run"]
-    assert main(asked) == 2
-    capsys.readouterr()
-    assert main([*asked, "--problems.leave_out_long", "true"]) == 0
-    said = capsys.readouterr().err
-    assert "problems.leave_out_long: 2 of 82 rows" in said, said
-
-
 def test_advice_stays_within_the_models_positions(refused):
     """nano has 512 positions: no length beyond them is advised, one within them is."""
     said = refused("train", "recipe.yaml", "--sampling.max_tokens", "500", expect=("max_tokens",))
     assert "raise it" not in said
     refused("train", "recipe.yaml", "--sampling.max_tokens", "300", "--sampling.max_model_len",
             "305", expect=("raise it to 3", "lower max_tokens to 2"))  # fmt: skip
-
-
-def test_a_run_that_is_there_is_refused_by_a_dry_run_too(refused, here):
-    (here / "run").mkdir()
-    (here / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
-    refused("train", "recipe.yaml", "--output", "run", "--dry-run",
-            expect=("output", "run", "--resume"))  # fmt: skip
 
 
 def test_a_loss_that_its_file_does_not_have(refused, here):

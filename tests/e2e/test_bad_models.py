@@ -184,7 +184,7 @@ EXPERT = "model.layers.1.mlp.experts.3.up_proj.weight"
         (lambda folder: move_into(folder, "snapshots/abc"), ["base/snapshots/abc"]),
         (lambda folder: (shutil.rmtree(folder), folder.mkdir()), ["empty folder"]),
         (lambda folder: (shutil.rmtree(folder), folder.mkdir(),
-                         (folder / "q.gguf").write_bytes(b"GGUF")), ["model.gguf_file to q.gguf"]),
+                         (folder / "q.gguf").write_bytes(b"GGUF")), ["model.gguf_file (q.gguf)"]),
         (lambda folder: (shutil.rmtree(folder), folder.write_text("")), ["is a file"]),
     ],
 )  # fmt: skip
@@ -235,6 +235,41 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to(base, bases, capsy
     weights(lambda held: held.update({"lm_head.weight": torch.ones(128, 128)}))(base)
     assert main(["train", "recipe.yaml"]) == 2
     assert "set tie_word_embeddings=false" in capsys.readouterr().err
+
+
+SHORT = "".join(f'{{"question": "{i} + 1 =", "answer": "{i + 1}"}}\n' for i in range(80))
+LONG = '{"question": "' + "1 + " * 300 + '1 =", "answer": "301"}\n'
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_a_long_row_is_found_however_far_down(base, capsys, share):
+    many = "".join(f'{{"question": "{i} + 1 =", "answer": "{i + 1}"}}\n' for i in range(12_000))
+    (base.parent / "rows.jsonl").write_text(many + LONG)
+    sources = f"[{{source: rows.jsonl, options: {{test_fraction: {share}}}}}]"
+    assert main(["train", "recipe.yaml", "--problems.sources", sources,
+                 "--problems.check_gold", "0", "--dry-run"]) == 2  # fmt: skip
+    said = capsys.readouterr().err.splitlines()[-1]
+    for part in ("sampling.max_model_len", "rows/12001", "leave_out_long"):
+        assert part in said, said
+
+
+def test_rows_that_do_not_fit_are_left_out_and_counted(base, capsys):
+    (base.parent / "rows.jsonl").write_text(SHORT + 2 * LONG)
+    sources = "[{source: rows.jsonl, options: {test_fraction: 0.2}}]"
+    asked = ["train", "recipe.yaml", "--problems.sources", sources, "--dry-run"]
+    assert main(asked) == 2
+    capsys.readouterr()
+    assert main([*asked, "--problems.leave_out_long", "true"]) == 0
+    said = capsys.readouterr().err
+    assert "problems.leave_out_long: 2 of 82 rows" in said, said
+
+
+def test_a_run_that_is_there_is_refused_by_a_dry_run_too(base, capsys):
+    (base.parent / "run").mkdir()
+    (base.parent / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    asked = ["train", "recipe.yaml", "--output", "run", "--dry-run"]
+    assert main(asked) == 2 and "--resume" in capsys.readouterr().err
+    assert main([*asked, "--resume"]) == 0
 
 
 def test_a_gguf_file_is_looked_at_by_a_dry_run(base, capsys):
