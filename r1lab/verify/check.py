@@ -7,7 +7,8 @@ Responses are made from the problems themselves:
     format    well-formed, with words that fit any question in place of an answer: must not
     hostile   answers that hang, blow up or try to run code (`r1lab.verify.hostile`): must not, and
               nothing of them may be executed
-A `Fault` is no score. It fails a gold answer; elsewhere it is counted and shown.
+A `Fault` is no score, and fails all but the hostile ones, where it is counted and shown: a reward
+that cannot judge an ordinary wrong answer leaves it out of every figure.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def _try(probe: Probe, reward: Reward, runner: Runner, full: float) -> Tried:
     (outcome,) = runner.run(reward, [probe.item])
     seconds = time.perf_counter() - began
     if isinstance(outcome, Fault):
-        return Tried(probe, outcome, probe.check != "gold", seconds)
+        return Tried(probe, outcome, probe.check == "hostile", seconds)
     is_full = outcome.score is not None and outcome.score >= full - 1e-9
     return Tried(probe, outcome, is_full == (probe.check == "gold"), seconds)
 
