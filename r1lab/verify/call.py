@@ -286,10 +286,7 @@ def _checked(function: Callable[..., Any], verdict: Verdict, item: Item) -> Verd
 
 
 def _number(function: Callable[..., Any], value: Any, item: Item, fix: str) -> float:
-    try:
-        value = _plain(value)
-    except Exception:  # an array of several values
-        value = object()
+    value = _plain(value)
     if not isinstance(value, Real):
         raise RewardError(
             f"{_name(function)} returned {value!r:.80} ({type(value).__name__}) for problem "
