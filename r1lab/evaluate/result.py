@@ -10,7 +10,7 @@ from r1lab.evaluate.intervals import Estimate
 
 
 # Above this share of faulted samples an evaluation has no figures that rest on verdicts.
-MAX_FAULT_SHARE = 0.1
+MAX_FAULT_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,7 @@ def check_reward(
     runner: Runner,
     *,
     full: float = 1.0,
+    say: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckReport:
     """Try a reward with every probe, one at a time, and then the harmless ones in one batch.
 
