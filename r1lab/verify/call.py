@@ -38,6 +38,7 @@ from r1lab.types import (
     Verdict,
 )
 from r1lab.verify.load import Reward, where_defined
+from r1lab.verify.output import Bounded, bounded_output
 
 T = TypeVar("T")
 
@@ -81,9 +82,17 @@ class Runner(Protocol):
 class InProcessRunner:
     """Runs rewards in this process, without limits: for rewards that need a model or a network."""
 
+    def __init__(self) -> None:
+        self._output = Bounded()
+
     def run(self, reward: Reward, items: Sequence[Item]) -> list[Outcome]:
         """See Runner."""
-        return call_reward(reward, items)
+        with bounded_output(self._output):
+            return call_reward(reward, items)
+
+    def close(self) -> None:
+        """Say how much the rewards have printed, where it was not shown."""
+        self._output.close()
 
 
 def call_reward(reward: Reward, items: Sequence[Item]) -> list[Outcome]:
