@@ -6,7 +6,10 @@ import argparse
 import importlib.util
 import json
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,16 +97,57 @@ def verify(options: argparse.Namespace, _: object) -> int:
     rewards.of(problems[0])
     runner = InProcessRunner() if options.no_isolate else IsolatedRunner()
     try:
-        report = check_reward(
-            rewards.of, problems, TEMPLATES[options.template], runner, full=options.full
-        )
+        with _Progress() as progress:
+            report = check_reward(
+                rewards.of, problems, TEMPLATES[options.template], runner, full=options.full,
+                say=progress,
+            )  # fmt: skip
     finally:
-        if isinstance(runner, IsolatedRunner):
-            runner.close()
+        runner.close()
     print_report(report)
     if options.json:
         Path(options.json).write_text(json.dumps(as_dict(report), indent=1) + "\n")
     return 0 if report.passed else CHECK_FAILED
+
+
+class _Progress:
+    """Lines on stderr while a reward is tried: after a second, then at doubling intervals.
+
+    A thread says them, so that a reward that hangs at the first response is no silence.
+    """
+
+    def __init__(self) -> None:
+        self._done = self._total = 0
+        self._began = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __call__(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+
+    def __enter__(self) -> _Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        wait = 1.0
+        while not self._ended.wait(wait):
+            seconds = time.monotonic() - self._began
+            line = f"r1lab verify: {self._done} of {self._total or '?'} responses judged"
+            if self._done:
+                left = seconds * (self._total - self._done) / self._done
+                line += f", about {_duration(left)} left"
+            with suppress(OSError, ValueError):  # nobody reads stderr
+                print(line, file=sys.stderr, flush=True)
+            wait = min(2 * wait, 30.0)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 class _Rewards:

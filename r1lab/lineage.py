@@ -380,7 +380,11 @@ def _of_card(place: Path) -> Record:
         name=str(card.get("size", place.name)),
         kind="model",
         stage="pre-training",
-        figures=tuple(Figure(name, scores["pass_at_1"]) for name, scores in kinds.items()),
+        figures=tuple(
+            Figure(name, scores["pass_at_1"])
+            for name, scores in kinds.items()
+            if scores.get("pass_at_1") is not None
+        ),
     )
 
 

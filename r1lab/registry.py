@@ -14,12 +14,9 @@ Nothing here imports torch, and nothing is imported before it is asked for. Ever
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -41,6 +38,7 @@ from r1lab.problems import (
 from r1lab.recipe import ProblemSettings, SourceSettings
 from r1lab.tables import TABLES, no_table
 from r1lab.types import Problem, R1labError, RecipeError
+from r1lab.user_files import module_name
 
 Kind = Literal["reward", "source", "loss"]
 
@@ -90,8 +88,6 @@ class Reference:
 
     def _module(self, key: str) -> ModuleType:
         try:
-            if self.path is not None:
-                return _module_from_file(self.module, Path(self.path))
             return importlib.import_module(self.module)
         except ModuleNotFoundError as error:
             if self.path is None and error.name and f"{self.module}.".startswith(f"{error.name}."):
@@ -127,8 +123,7 @@ def find(text: str, kind: Kind, *, key: str = "") -> Reference:
             tables = f", nor a {' or '.join(TABLES)} table" if kind == "source" else ""
             raise _error(key, f"{text!r} is no Python file{tables}; convert it, or name another")
         path = path.resolve()
-        digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
-        return Reference(text, function, f"r1lab_file_{digest}_{path.stem}", str(path))
+        return Reference(text, function, module_name(path), str(path))
     if place in shipped(kind):
         return Reference(text, function, f"{_PACKAGE[kind]}.{place}")
     if Path(place).suffix in _OTHER_TABLES and kind == "source":
@@ -309,24 +304,6 @@ def _why_empty(problems: Sequence[Problem], split: Split) -> str:
 
 def _error(key: str, message: str) -> RecipeError:
     return RecipeError(f"{key}: {message}" if key else message)
-
-
-def _module_from_file(name: str, path: Path) -> ModuleType:
-    """Import a file under a name of its own, once. Its folder joins the import path, at the end."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _functions_of(module: ModuleType) -> list[str]:

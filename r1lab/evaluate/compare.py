@@ -32,6 +32,7 @@ from r1lab.evaluate.intervals import (
     student_cdf,
     student_quantile,
 )
+from r1lab.evaluate.result import MAX_FAULT_SHARE
 from r1lab.types import R1labError
 
 NUM_PERMUTATIONS = 20_000
@@ -129,6 +130,12 @@ def across_runs(values: Table) -> Estimate:
     return Estimate(mean, mean - reach, mean + reach)
 
 
+def fault_share(result: Result) -> float:
+    """The share of a result's samples that could not be judged."""
+    faults = [bool(s.get("fault")) for problem in result["problems"] for s in problem["samples"]]
+    return sum(faults) / len(faults) if faults else 0.0
+
+
 def settings_that_differ(first: Result, second: Result) -> list[str]:
     """What was not the same in two evaluations: 'temperature 1.0 / 0.6'."""
     names = ("suite", "template", "k", "temperature", "top_p", "max_tokens", "accuracy", "shots")
@@ -189,15 +196,20 @@ def _reach(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
 
 
 def _by_problem(result: Result, figure: str) -> dict[str, float]:
-    """The figure of each problem, by its id and question, where it has a judged sample."""
-    found = {}
+    """The figure of each problem, by its id and question, where it has a judged sample.
+
+    A faulted sample counts as wrong; above MAX_FAULT_SHARE of them only the length is a figure.
+    """
+    found: dict[str, float] = {}
+    if figure != "length" and fault_share(result) > MAX_FAULT_SHARE:
+        return found
     for problem in result["problems"]:
         samples = problem["samples"]
-        judged = [sample for sample in samples if sample["correct"] is not None]
+        judged = [s for s in samples if s["correct"] is not None or s.get("fault")]
         if not judged:
             continue
         if figure == "pass_at_1":
-            value = sum(sample["correct"] for sample in judged) / len(judged)
+            value = sum(bool(sample["correct"]) for sample in judged) / len(judged)
         elif figure == "length":
             value = sum(sample["length"] for sample in samples) / len(samples)
         elif problem.get("majority") is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from r1lab.evaluate.compare import paired_ends
 from r1lab.evaluate.intervals import bootstrap
-from r1lab.evaluate.result import ProblemResult, Sample
+from r1lab.evaluate.result import MAX_FAULT_SHARE, ProblemResult, Sample
 from r1lab.prompts import Template
 from r1lab.types import Completion, Fault, Problem, R1labError
 from r1lab.verify import Item, Limits, Runner, load_reward
@@ -38,7 +38,8 @@ def second_grader(
                     interval and p-value, paired by problem
     agreement       share of samples on which both say the same
     disagreements   every sample on which they do not: gold, answer, what each says and why
-    Samples that either could not judge are left out of both; `num_faults` counts the second's.
+    A sample on which a grader faulted counts as wrong by it, as in every figure; `num_faults` counts
+    the second's. R1labError where those are more than MAX_FAULT_SHARE of all.
     """
     reward = load_reward(name, {}, key="--grader", limits=Limits(_SECONDS, _MEMORY_MIB))
     rows = [
@@ -54,8 +55,9 @@ def second_grader(
     for (problem, place, sample), outcome in zip(rows, outcomes, strict=True):
         if isinstance(outcome, Fault):
             num_faults += 1
-            continue
-        right, reason = outcome.score is not None and outcome.score >= 1.0, outcome.reason
+            right, reason = False, f"{outcome.kind}: {outcome.detail}"
+        else:
+            right, reason = outcome.score is not None and outcome.score >= 1.0, outcome.reason
         verdicts.setdefault(problem.id, []).append((bool(sample.correct), right))
         if right != sample.correct:
             disagreements.append(
@@ -65,6 +67,12 @@ def second_grader(
                     "first_reason": sample.reason, "second": right, "second_reason": reason,
                 }
             )  # fmt: skip
+    if num_faults > MAX_FAULT_SHARE * len(rows):
+        fault = next(outcome for outcome in outcomes if isinstance(outcome, Fault))
+        raise R1labError(
+            f"--grader: {name!r} faulted on {num_faults} of {len(rows)} samples, more than "
+            f"{MAX_FAULT_SHARE:.0%} ({fault.kind}: {fault.detail})"
+        )
     if len(verdicts) < 2:
         raise R1labError("--grader: a difference needs an interval, and that two problems")
     shares = np.array([np.mean(pairs, axis=0) for pairs in verdicts.values()])
@@ -79,8 +87,8 @@ def second_grader(
             "value": second["value"] - first["value"], "low": low, "high": high,
             "p_value": p_value,
         },
-        "agreement": 1 - len(disagreements) / (len(rows) - num_faults),
-        "num_samples": len(rows) - num_faults,
+        "agreement": 1 - len(disagreements) / len(rows),
+        "num_samples": len(rows),
         "num_faults": num_faults,
         "disagreements": disagreements,
     }  # fmt: skip

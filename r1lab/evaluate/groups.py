@@ -33,10 +33,12 @@ def is_readable(completion: Completion, outcome: Outcome, accuracy: str) -> bool
 
 
 def answer_groups(scored: Sequence[Scored], verifiers: Verifiers) -> list[list[int | None]]:
-    """For each rollout the group of each completion; None: no answer, or no verdict.
+    """For each rollout the group of each completion; None: no answer, or no reward applied.
 
     Group 0 holds the right ones. The others are compared with the first of each group, in rounds
-    over all problems, so that the verifier's processes are kept busy.
+    over all problems, so that the verifier's processes are kept busy. The answers of faulted
+    samples vote too, as wrong ones; they are told apart by their text, since the verifier has
+    failed on them.
     """
     votes = [_Votes.of(group, verifiers.accuracy) for group in scored]
     compare = verifiers.can_compare
@@ -75,10 +77,10 @@ class _Votes:
         completions: dict[str, Completion] = {}
         for is_right, (completion, outcome) in zip(right, pairs, strict=True):
             text = None
-            if is_right or (_is_judged(outcome) and is_readable(completion, outcome, accuracy)):
+            if is_right or is_readable(completion, outcome, accuracy):
                 answer = completion.answer if completion.answer is not None else completion.text
                 text = " ".join(answer.split())
-                if not is_right:
+                if not is_right and not isinstance(outcome, Fault):
                     completions.setdefault(text, completion)
             texts.append(text)
         return cls(scored.rollout.problem, texts, right, completions, list(completions))
@@ -97,14 +99,14 @@ class _Votes:
             self.waiting.remove(text)
 
     def groups(self) -> list[int | None]:
+        for text, is_right in zip(self.texts, self.right, strict=True):
+            if text is not None and not is_right and text not in self.group_of:  # of a fault
+                self.group_of[text] = self.num_groups
+                self.num_groups += 1
         return [
             0 if is_right else None if text is None else self.group_of[text]
             for text, is_right in zip(self.texts, self.right, strict=True)
         ]
-
-
-def _is_judged(outcome: Outcome) -> bool:
-    return isinstance(outcome, Verdict)
 
 
 def _is_right(outcome: Outcome, accuracy: str) -> bool:

@@ -9,12 +9,16 @@ from typing import Any
 from r1lab.evaluate.intervals import Estimate
 
 
+# Above this share of faulted samples an evaluation has no figures that rest on verdicts.
+MAX_FAULT_SHARE = 0.2
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One judged response. `length` in tokens, the end of sequence included.
 
-    `correct` and `score` are None where the machinery failed (`fault` says how) or no reward
-    applied. `group` numbers the answers of a problem that are equal as the verifier sees them (0:
+    `correct` and `score` are None where no reward applied. Where judging failed (`fault` says how)
+    `correct` is False and `score` None. `group` numbers the answers of a problem that are equal as the verifier sees them (0:
     the right ones); None where there is no answer to vote with. `readable`: the verifier found an
     answer in it, right or wrong. `token_ids` where they were to be kept.
     """
@@ -61,11 +65,15 @@ class Scores:
     unparsable   share of samples in which the verifier found no answer that it can read
     length       mean tokens of a sample; length_right and length_wrong of those
     None where there was nothing to count. `num_problems` are those with a judged sample.
+
+    A faulted sample counts as wrong, and in `reward` with the lowest score of these problems, at
+    most 0. Above MAX_FAULT_SHARE of the samples the figures that rest on verdicts are None.
     """
 
     num_problems: int
     num_samples: int
     num_faults: int
+    fault_share: float
     pass_at_1: Estimate | None
     cons_at_k: Estimate | None
     pass_at_k: Mapping[str, Estimate]
@@ -127,4 +135,5 @@ class EvalResult:
             "unanswered": value(scores.unanswered),
             "unparsable": value(scores.unparsable),
             "reward": value(scores.reward),
+            "faulted": scores.fault_share or None,  # said only where there are any
         }

@@ -15,7 +15,7 @@ import numpy as np
 from r1lab.evaluate.estimators import maj_at_k, pass_at_k
 from r1lab.evaluate.groups import answer_groups, is_readable
 from r1lab.evaluate.intervals import LEVEL, Estimate, bootstrap
-from r1lab.evaluate.result import EvalResult, ProblemResult, Sample, Scores
+from r1lab.evaluate.result import MAX_FAULT_SHARE, EvalResult, ProblemResult, Sample, Scores
 from r1lab.prompts import Template, read_response
 from r1lab.recipe import EvaluationSettings
 from r1lab.rollout.sampler import Sampler
@@ -205,12 +205,17 @@ def result_of(
 def summarise(problems: Sequence[ProblemResult], k: int, seed: int) -> Scores:
     """The figures of a set of problems that were sampled k times each.
 
-    Samples that no verdict tells right or wrong are left out of accuracy, and a problem without a
-    judged one of all its figures. pass@k leaves out problems with fewer than k judged samples.
+    Samples to which no reward applies are left out of accuracy, and a problem without a judged one
+    of all its figures. pass@k leaves out problems with fewer than k judged samples. For faulted
+    samples see `Scores`.
     """
+    samples = [sample for problem in problems for sample in problem.samples]
+    num_faults = sum(sample.fault is not None for sample in samples)
+    fault_share = num_faults / len(samples) if samples else 0.0
+    lowest = min([0.0, *(sample.score for sample in samples if sample.score is not None)])
     judged = [p for p in problems if any(s.correct is not None for s in p.samples)]
     ks = [2**i for i in range(k.bit_length())]
-    rows = [_figures(problem, ks) for problem in judged]
+    rows = [_figures(problem, ks, lowest) for problem in judged]
     names = list(rows[0]) if rows else []
     table = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
     estimates: dict[str, Estimate | None] = {}
@@ -218,12 +223,14 @@ def summarise(problems: Sequence[ProblemResult], k: int, seed: int) -> Scores:
         shares = [name.startswith("pass_at_") or name in SHARES for name in names]
         found = bootstrap(table[:, :, 0], table[:, :, 1], seed=seed, shares=shares)
         estimates = dict(zip(names, found, strict=True))
+    if fault_share > MAX_FAULT_SHARE:
+        estimates = {name: found for name, found in estimates.items() if name in UNJUDGED}
     at_k = {str(size): estimates.get(f"pass_at_{size}") for size in ks}
-    samples = [sample for problem in problems for sample in problem.samples]
     return Scores(
         num_problems=len(judged),
         num_samples=len(samples),
-        num_faults=sum(sample.fault is not None for sample in samples),
+        num_faults=num_faults,
+        fault_share=fault_share,
         pass_at_k={size: found for size, found in at_k.items() if found is not None},
         **{name: estimates.get(name) for name in FIGURES},
     )
@@ -233,16 +240,23 @@ FIGURES = (
     "pass_at_1", "cons_at_k", "reward", "format", "length", "length_right", "length_wrong",
     "truncated", "unanswered", "unparsable",
 )  # fmt: skip
+UNJUDGED = ("format", "length", "truncated", "unanswered")  # these need no verdict
 SHARES = ("cons_at_k", "format", "truncated", "unanswered", "unparsable")
 
 
-def _figures(problem: ProblemResult, ks: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """What one problem adds to the numerator and the denominator of each figure."""
+def _figures(
+    problem: ProblemResult, ks: Sequence[int], lowest: float
+) -> dict[str, tuple[float, float]]:
+    """What one problem adds to the numerator and the denominator of each figure.
+
+    `lowest` is the score that a faulted sample counts with.
+    """
     samples = problem.samples
     judged = [sample for sample in samples if sample.correct is not None]
     right = [sample for sample in judged if sample.correct]
     wrong = [sample for sample in judged if not sample.correct]
-    scores = [sample.score for sample in samples if sample.score is not None]
+    given = [lowest if sample.fault else sample.score for sample in samples]
+    scores = [score for score in given if score is not None]
     n, c = len(judged), len(right)
 
     def share(count: int) -> tuple[float, float]:
@@ -306,7 +320,7 @@ def _sample(completion: Completion, outcome: Outcome, accuracy: str) -> Sample:
     return Sample(
         text=completion.text,
         answer=completion.answer,
-        correct=None if part is None else part >= 1.0,
+        correct=False if fault else None if part is None else part >= 1.0,
         score=verdict.score if verdict else None,
         reason=verdict.reason if verdict else "",
         parts=dict(verdict.parts) if verdict else {},
@@ -325,7 +339,7 @@ def _sources(problems: Sequence[ProblemResult]) -> list[str]:
 
 def _refuse_if_nothing_was_judged(problems: Sequence[ProblemResult], accuracy: str) -> None:
     samples = [sample for problem in problems for sample in problem.samples]
-    if any(sample.correct is not None for sample in samples):
+    if any(sample.correct is not None and not sample.fault for sample in samples):
         return
     faults = [sample.fault for sample in samples if sample.fault]
     cause = faults[0] if faults else f"no verdict has the part {accuracy!r}"

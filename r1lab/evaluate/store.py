@@ -113,4 +113,6 @@ def problem_from(row: Mapping[str, Any]) -> ProblemResult:
 
 def _sample(row: Mapping[str, Any]) -> Sample:
     tokens = row.get("token_ids")
+    if row["fault"]:  # results of earlier versions have None here
+        row = {**row, "correct": False}
     return Sample(**{**row, "token_ids": None if tokens is None else tuple(tokens)})

@@ -21,10 +21,11 @@ def summary_of(folder: RunFolder, seconds: Mapping[str, float]) -> dict[str, Any
     for name, field in names.items():
         for when, result in (("before", before), ("after", after)):
             estimate = result["overall"][field]
-            summary[f"{name}_{when}"] = estimate["value"]
-            summary[f"{name}_{when}_interval"] = [estimate["low"], estimate["high"]]
+            if estimate is not None:  # too many faulted samples for a figure
+                summary[f"{name}_{when}"] = estimate["value"]
+                summary[f"{name}_{when}_interval"] = [estimate["low"], estimate["high"]]
     for when, result in (("before", before), ("after", after)):
-        if result["greedy"]:
+        if result["greedy"] and result["greedy"]["pass_at_1"]:
             summary[f"greedy_{when}"] = result["greedy"]["pass_at_1"]["value"]
     for name in ("sync_kl", "sync_kl_uncapped"):
         gaps = [line[name] for line in folder.metrics() if line[name] is not None]

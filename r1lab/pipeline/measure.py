@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from r1lab.evaluate.result import MAX_FAULT_SHARE
 from r1lab.evaluate.store import read_result
 from r1lab.pipeline.plan import Stage, read_json
 from r1lab.prompts import TEMPLATES
@@ -76,7 +77,10 @@ def _figures(result: Mapping[str, Any]) -> Figures:
 
 
 def _measure(reward: RewardSettings, problems: Sequence[Mapping[str, Any]]) -> float | None:
-    """The mean over problems of a reward's mean over their samples, where it applies."""
+    """The mean over problems of a reward's mean over their samples, where it applies.
+
+    Faulted samples count as `evaluate.result.Scores` has it.
+    """
     template = TEMPLATES[TEMPLATE]
     verifiers = Verifiers([reward], template=template)
     rollouts = []
@@ -94,8 +98,15 @@ def _measure(reward: RewardSettings, problems: Sequence[Mapping[str, Any]]) -> f
             )  # fmt: skip
         rollouts.append(Rollout(problem, (), tuple(completions)))
     means = []
-    for scored in verifiers.score(rollouts):
-        scores = [o.score for o in scored.outcomes if not isinstance(o, Fault)]
+    scored_rollouts = verifiers.score(rollouts)
+    outcomes = [outcome for scored in scored_rollouts for outcome in scored.outcomes]
+    faults = sum(isinstance(outcome, Fault) for outcome in outcomes)
+    if faults > MAX_FAULT_SHARE * len(outcomes):
+        return None
+    known = [o.score for o in outcomes if not isinstance(o, Fault) and o.score is not None]
+    lowest = min([0.0, *known])
+    for scored in scored_rollouts:
+        scores = [lowest if isinstance(o, Fault) else o.score for o in scored.outcomes]
         given = [score for score in scores if score is not None]
         if given:
             means.append(sum(given) / len(given))

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from r1lab.evaluate.compare import FIGURES, across_seeds, settings_that_differ
+from r1lab.evaluate.compare import FIGURES, across_seeds, fault_share, settings_that_differ
 from r1lab.evaluate.compare import compare as differences
+from r1lab.evaluate.result import MAX_FAULT_SHARE
 
 Result = Mapping[str, Any]
 HELD_OUT = "held-out"  # what a run's own evaluations are called, which name no suite
@@ -37,9 +38,17 @@ def print_result(result: Mapping[str, Any]) -> None:
             _print_figure(f"pass@{size}", estimate)
     if result.get("greedy"):
         _print_figure("greedy", result["greedy"]["pass_at_1"])
-    if overall["num_faults"]:
-        print(f"  {overall['num_faults']} samples could not be judged and are left out")
+    _print_faults(result)
     _print_extras(result)
+
+
+def _print_faults(result: Result, name: str = "") -> None:
+    """How many samples faulted, and what that means for the figures."""
+    if share := fault_share(result):
+        counted = "counted as wrong"
+        if share > MAX_FAULT_SHARE:
+            counted = f"above {MAX_FAULT_SHARE:.0%}: no figure that rests on verdicts"
+        print(f"  {name}{share:.1%} of the samples faulted, {counted}")
 
 
 def _print_extras(result: Mapping[str, Any]) -> None:
@@ -89,6 +98,9 @@ def print_comparison(
     print(f"  {names[1]} against {names[0]}:")
     if other := settings_that_differ(first[0], second[0]):
         print(f"  not asked alike: {'; '.join(other)}")
+    for name, side in zip(names, (first, second), strict=True):
+        for result in side:
+            _print_faults(result, f"{name}: ")
     for difference in differences(first, second):
         form = ".1f" if difference.figure == "length" else ".4f"
         print(
@@ -103,4 +115,7 @@ def print_across_seeds(results: Sequence[Result]) -> None:
         of_suite = [result for result in results if result.get("suite") == suite]
         print(f"{suite or HELD_OUT}, {len(of_suite)} runs:")
         for figure in FIGURES:
-            _print_figure(figure, asdict(across_seeds(of_suite, figure)))
+            if all(fault_share(result) <= MAX_FAULT_SHARE for result in of_suite):
+                _print_figure(figure, asdict(across_seeds(of_suite, figure)))
+        for result in of_suite:
+            _print_faults(result)

@@ -102,7 +102,9 @@ def _held_out(evals: Sequence[Row]) -> dict[str, list[Point]]:
         for name in HELD_OUT
     }
     curves["greedy"] = [
-        (row["step"], row["greedy"]["pass_at_1"]["value"]) for row in evals if row["greedy"]
+        (row["step"], row["greedy"]["pass_at_1"]["value"])
+        for row in evals
+        if row["greedy"] and row["greedy"]["pass_at_1"]
     ]
     formed = [(row["step"], _right_if_formed(row)) for row in evals]
     curves["right_if_formed"] = [(step, share) for step, share in formed if share is not None]

@@ -42,6 +42,7 @@ def score_base(folder: Path, recipe: PretrainRecipe) -> dict[str, Any]:
         }  # fmt: skip
         kinds[name] = {
             **{figure: estimate.value for figure, estimate in figures.items() if estimate},
-            "greedy": sum(map(bool, greedy)) / len(greedy),
+            # The greedy answers are judged by the same rewards: no figure where samples have none.
+            "greedy": sum(map(bool, greedy)) / len(greedy) if scores.pass_at_1 else None,
         }
     return {"num_problems": recipe.card_problems, "num_samples": result.k, "kinds": kinds}

@@ -168,13 +168,22 @@ def _load_lines(card: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+_SCORES = {
+    "pass_at_1": ".3f", "cons_at_k": ".3f", "greedy": ".3f", "format": ".3f", "length": ".1f",
+}  # fmt: skip
+
+
 def score_lines(scores: Mapping[str, Any] | None) -> list[str]:
     """The scores of a base by kind of problem, as a table in Markdown."""
     if not scores:
         return []
     rows = [
-        f"| {kind} | {s['pass_at_1']:.3f} | {s['cons_at_k']:.3f} | {s['greedy']:.3f} | "
-        f"{s['format']:.3f} | {s['length']:.1f} |"
+        f"| {kind} | "
+        + " | ".join(
+            f"{s[name]:{form}}" if s.get(name) is not None else "none"
+            for name, form in _SCORES.items()
+        )
+        + " |"
         for kind, s in scores["kinds"].items()
     ]
     return [

@@ -1,6 +1,7 @@
 """Calling one reward on many responses.
 
-What user code raises becomes a `Fault` in the place of that response, never a score. What breaks
+What user code raises, while it judges or while what it returned is read, becomes a `Fault` in the
+place of that response, never a score. What breaks
 the contract of a reward (a list of the wrong length, NaN, something that is no number) is a mistake
 in its code and stops with a `RewardError` that names the file and the line.
 
@@ -14,17 +15,32 @@ Deviations from TRL 1.16's GRPOTrainer, whose reward functions run here unchange
 from __future__ import annotations
 
 import asyncio
+import dis
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from r1lab.hints import nearest
-from r1lab.types import Completion, Fault, Outcome, Problem, R1labError, ScoreError, Verdict
+from r1lab.types import (
+    Completion,
+    Fault,
+    Interrupted,
+    Outcome,
+    Problem,
+    R1labError,
+    ScoreError,
+    Verdict,
+)
 from r1lab.verify.load import Reward, where_defined
+from r1lab.verify.output import Bounded, bounded_output
+
+T = TypeVar("T")
 
 
 class RewardError(R1labError):
@@ -66,9 +82,17 @@ class Runner(Protocol):
 class InProcessRunner:
     """Runs rewards in this process, without limits: for rewards that need a model or a network."""
 
+    def __init__(self) -> None:
+        self._output = Bounded()
+
     def run(self, reward: Reward, items: Sequence[Item]) -> list[Outcome]:
         """See Runner."""
-        return call_reward(reward, items)
+        with bounded_output(self._output):
+            return call_reward(reward, items)
+
+    def close(self) -> None:
+        """Say how much the rewards have printed, where it was not shown."""
+        self._output.close()
 
 
 def call_reward(reward: Reward, items: Sequence[Item]) -> list[Outcome]:
@@ -92,9 +116,9 @@ def judge_one(function: Callable[..., Any], item: Item, options: Mapping[str, An
             value = asyncio.run(_finish(value))
     except ScoreError as error:
         raise _score_error(function, error, item) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         return _fault(function, error)
-    return _verdict(function, value, item)
+    return _read(function, lambda: _verdict(function, value, item))
 
 
 def judge_alone(function: Callable[..., Any], item: Item, options: Mapping[str, Any]) -> Outcome:
@@ -131,21 +155,44 @@ def judge_together(
             values = asyncio.run(_finish(values))
     except ScoreError as error:
         raise _score_error(function, error, items[0]) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         return _fault(function, error)
+    scores = _read(function, lambda: _scores(function, values, items))
+    if isinstance(scores, Fault):
+        return scores
+    outcomes = [
+        _read(function, partial(_verdict, function, value, item))
+        for value, item in zip(scores, items, strict=True)
+    ]
+    return logs.attach(function, outcomes)
+
+
+def _scores(function: Callable[..., Any], values: Any, items: Sequence[Item]) -> list[Any]:
+    """What a batched reward returned as a list, one value for each item."""
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
         raise RewardError(
             f"{_name(function)} returned {type(values).__name__}; "
             f"return a list of {len(items)} numbers or None, one for each completion"
         )
-    values = list(values)
-    if len(values) != len(items):
+    scores = list(islice(values, len(items) + 1))  # an iterator may have no end
+    if len(scores) != len(items):
+        num = str(len(values)) if isinstance(values, Sized) else str(len(scores))
+        more = "" if isinstance(values, Sized) or len(scores) < len(items) else " or more"
         raise RewardError(
-            f"{_name(function)} returned {len(values)} scores for {len(items)} completions; "
+            f"{_name(function)} returned {num}{more} scores for {len(items)} completions; "
             "return one for each, None where it does not apply"
         )
-    verdicts = [_verdict(function, value, item) for value, item in zip(values, items, strict=True)]
-    return logs.attach(function, verdicts)
+    return scores
+
+
+def _read(function: Callable[..., Any], convert: Callable[[], T]) -> T | Fault:
+    """`convert()`: what it raises while it reads a returned value is a fault of that response."""
+    try:
+        return convert()
+    except RewardError:
+        raise
+    except BaseException as error:
+        return _fault(function, error)
 
 
 def _columns(items: Sequence[Item]) -> dict[str, list[Any]]:
@@ -178,23 +225,28 @@ class _Logs:
         self.extras: dict[str, list[Any]] = {}
 
     def log_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(str(name), []).append(float(value))
+        self.metrics.setdefault(_text(name), []).append(float(value))
 
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
-        self.extras[str(column)] = list(values)
+        self.extras[_text(column)] = list(values)
 
-    def attach(self, function: Callable[..., Any], verdicts: Sequence[Verdict]) -> list[Outcome]:
+    def attach(self, function: Callable[..., Any], outcomes: Sequence[Outcome]) -> list[Outcome]:
         for column, values in self.extras.items():
-            if len(values) != len(verdicts):
+            if len(values) != len(outcomes):
                 raise RewardError(
                     f"{_name(function)}: log_extra({column!r}) got {len(values)} values for "
-                    f"{len(verdicts)} completions; give one for each"
+                    f"{len(outcomes)} completions; give one for each"
                 )
         if not (self.metrics or self.extras):
-            return list(verdicts)
+            return list(outcomes)
         means = {name: sum(values) / len(values) for name, values in self.metrics.items()}
         means = {name: value for name, value in means.items() if math.isfinite(value)}
-        return [self._attach(verdict, row, means) for row, verdict in enumerate(verdicts)]
+        return [
+            outcome
+            if isinstance(outcome, Fault)
+            else _read(function, partial(self._attach, outcome, row, means))
+            for row, outcome in enumerate(outcomes)
+        ]
 
     def _attach(self, verdict: Verdict, row: int, means: Mapping[str, float]) -> Verdict:
         parts, words = dict(means), [verdict.reason] if verdict.reason else []
@@ -203,12 +255,17 @@ class _Logs:
             if isinstance(value, Real) and math.isfinite(value):
                 parts[column] = float(value)
             elif value is not None:
-                words.append(f"{column}: {value!s:.200}")
+                words.append(f"{column}: {_text(value)[:200]}")
         return Verdict(verdict.score, "; ".join(words), {**verdict.parts, **parts})
 
 
 async def _finish(value: Any) -> Any:
     return await value
+
+
+def _text(value: Any) -> str:
+    """As text of Python's own type: a subclass may have methods that raise later."""
+    return str.__str__(str(value))
 
 
 def _plain(value: Any) -> Any:
@@ -227,22 +284,18 @@ def _verdict(function: Callable[..., Any], value: Any, item: Item) -> Verdict:
 
 
 def _checked(function: Callable[..., Any], verdict: Verdict, item: Item) -> Verdict:
-    """The user's verdict with a plain float for its score and its parts."""
+    """The user's verdict with plain types in it: nothing of the user's is read after this."""
     fix = "the score and the parts of a Verdict are numbers"
-    score = verdict.score
+    score, reason, given = verdict.score, verdict.reason, verdict.parts
     if type(score) is not float and score is not None:
         score = _number(function, score, item, fix)
-    if not verdict.parts and type(verdict.reason) is str and score is verdict.score:
-        return verdict
-    parts = {str(name): _number(function, part, item, fix) for name, part in verdict.parts.items()}
-    return Verdict(score, str(verdict.reason), parts)
+    rows = given.items() if given else ()
+    parts = {_text(name): _number(function, part, item, fix) for name, part in rows}
+    return Verdict(score, reason if type(reason) is str else _text(reason), parts)
 
 
 def _number(function: Callable[..., Any], value: Any, item: Item, fix: str) -> float:
-    try:
-        value = _plain(value)
-    except Exception:  # an array of several values
-        value = object()
+    value = _plain(value)
     if not isinstance(value, Real):
         raise RewardError(
             f"{_name(function)} returned {value!r:.80} ({type(value).__name__}) for problem "
@@ -257,10 +310,30 @@ def _number(function: Callable[..., Any], value: Any, item: Item, fix: str) -> f
 
 
 def _fault(function: Callable[..., Any], error: BaseException) -> Fault:
-    """Names the exception and the last line of the reward's own file that was running."""
-    message = " ".join(str(error)[:1000].split())[:200]
+    """Names the exception and the last line of the reward's own file that was running.
+
+    Raises it again where it is no exception of the reward's: Ctrl-C, or a signal to the run.
+    """
+    if isinstance(error, Interrupted) or (
+        isinstance(error, KeyboardInterrupt) and not _is_raised_by_code(error)
+    ):
+        raise error
+    try:
+        message = " ".join(_text(error)[:1000].split())[:200]
+    except BaseException:  # its own __str__ may be what is broken
+        message = "(its text cannot be read)"
     kind = "memory" if isinstance(error, MemoryError) else "exception"
     return Fault(kind, f"{type(error).__name__}: {message} ({_where(function, error)})")
+
+
+def _is_raised_by_code(error: BaseException) -> bool:
+    """Whether a `raise` statement raised it: a signal's comes between instructions."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    if frames is None:
+        return False
+    return frames.tb_frame.f_code.co_code[frames.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _score_error(function: Callable[..., Any], error: ScoreError, item: Item) -> RewardError:

@@ -7,7 +7,8 @@ Responses are made from the problems themselves:
     format    well-formed, with words that fit any question in place of an answer: must not
     hostile   answers that hang, blow up or try to run code (`r1lab.verify.hostile`): must not, and
               nothing of them may be executed
-A `Fault` is no score. It fails a gold answer; elsewhere it is counted and shown.
+A `Fault` is no score, and fails all but the hostile ones, where it is counted and shown: a reward
+that cannot judge an ordinary wrong answer leaves it out of every figure.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from r1lab.verify.load import Reward
 
 CHECKS = ("gold", "empty", "wrong", "format", "hostile")
 
+_BATCH_SECONDS = 10.0
 _NO_ANSWERS = ("", "?", "the answer", "...", r"\boxed{}", "answer here", "0 1 2 3 4 5 6 7 8 9")
 
 
@@ -136,24 +138,35 @@ def check_reward(
     runner: Runner,
     *,
     full: float = 1.0,
+    say: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckReport:
     """Try a reward with every probe, one at a time, and then the harmless ones in one batch.
 
     `reward_of` gives the reward of a problem (always the same one, or the verifier it names).
-    `full` is the score of a right answer. Raises RewardError where the reward breaks its contract.
+    `full` is the score of a right answer, `say` hears of progress: probes done, probes in all.
+    Raises RewardError where the reward breaks its contract.
     """
+    tried: list[Tried] = []
     with tempfile.TemporaryDirectory() as folder:
         canary = Path(folder) / "canary"
         probes = make_probes(problems, template, canary)
+        say(0, len(probes))
         for reward, items in _by_reward([p.item for p in probes], reward_of):
             runner.run(reward, items[:1])  # imports are no part of the time
-        tried = tuple(_try(probe, reward_of(probe.item.problem), runner, full) for probe in probes)
+        for probe in probes:
+            tried.append(_try(probe, reward_of(probe.item.problem), runner, full))
+            say(len(tried), len(probes))
         executed = canary.exists()
-    harmless = [probe.item for probe in probes if probe.check != "hostile"]
+    # A slow reward is not asked everything twice: what took _BATCH_SECONDS tells enough.
+    harmless, seconds = [], 0.0
+    for one in tried:
+        if one.probe.check != "hostile" and (seconds < _BATCH_SECONDS or not harmless):
+            harmless.append(one.probe.item)
+            seconds += one.seconds
     began = time.perf_counter()
     for reward, items in _by_reward(harmless, reward_of):
         runner.run(reward, items)
-    return CheckReport(tried, len(harmless) / (time.perf_counter() - began), executed)
+    return CheckReport(tuple(tried), len(harmless) / (time.perf_counter() - began), executed)
 
 
 def _try(probe: Probe, reward: Reward, runner: Runner, full: float) -> Tried:
@@ -161,7 +174,7 @@ def _try(probe: Probe, reward: Reward, runner: Runner, full: float) -> Tried:
     (outcome,) = runner.run(reward, [probe.item])
     seconds = time.perf_counter() - began
     if isinstance(outcome, Fault):
-        return Tried(probe, outcome, probe.check != "gold", seconds)
+        return Tried(probe, outcome, probe.check == "hostile", seconds)
     is_full = outcome.score is not None and outcome.score >= full - 1e-9
     return Tried(probe, outcome, is_full == (probe.check == "gold"), seconds)
 

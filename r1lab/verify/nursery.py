@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import io
 import json
 import os
 import resource
@@ -39,6 +40,10 @@ MAX_MESSAGE = 4096  # bytes
 def main(descriptor: int) -> NoReturn:
     """Serve until the other side has gone; never returns."""
     parent = os.getppid()
+    # Workers end without a last flush, and a line is of use when it is printed.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     # Also told of the parent's end where a process that it forked keeps the socket open.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from r1lab.types import R1labError
 from r1lab.verify.nursery import MAX_MESSAGE
+from r1lab.verify.output import Bounded
 from r1lab.verify.wire import Inbox, Status
 
 _START = (
@@ -58,17 +59,23 @@ class Pool:
         self._workers: dict[int, Worker] = {}
         self._selector = selectors.DefaultSelector()
         self._commands, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self.output = Bounded()
+        # What workers print is read here, so that it is bounded and mixes with no command's output.
+        self._prints, prints = os.pipe()
+        os.set_blocking(self._prints, False)
+        with theirs, open(prints, "wb") as printing:
             # A session of its own: Ctrl-C reaches this process alone, which then ends the others.
             self._nursery = subprocess.Popen(
                 [sys.executable, "-c", _START, str(theirs.fileno()), *map(str, sys.path)],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what a reward prints is not to mix with a command's own output
+                stdout=printing,
+                stderr=printing,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 env=_environment(),
             )
         self._selector.register(self._commands, selectors.EVENT_READ)
+        self._selector.register(self._prints, selectors.EVENT_READ, self._prints)
         self._end = weakref.finalize(self, _end, os.getpid(), self._commands, self._nursery)
 
     def start(self) -> Worker:
@@ -107,6 +114,8 @@ class Pool:
         for key, _ in self._selector.select(max(seconds, 0)):
             if key.data is None:
                 told = True
+            elif key.data is self._prints:
+                self._read_prints()
             else:
                 events.append(Event(key.data))
         # Deaths last: what a worker sent before it died counts.
@@ -123,6 +132,21 @@ class Pool:
             self._forget(worker)
         self._selector.close()
         self._end()
+        while self._read_prints():
+            pass
+        os.close(self._prints)
+        self.output.close()
+
+    def _read_prints(self) -> bool:
+        """Take some of what workers have printed; whether there may be more."""
+        try:
+            data = os.read(self._prints, 2**16)
+        except BlockingIOError:
+            return False
+        if not data and self._prints in (self._selector.get_map() or ()):
+            self._selector.unregister(self._prints)
+        self.output.add(data.decode(errors="replace"))
+        return bool(data)
 
     def _deaths(self) -> list[Event]:
         deaths: list[Event] = []

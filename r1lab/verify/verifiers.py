@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from statistics import fmean
 
 from r1lab.prompts import Template
@@ -163,6 +164,8 @@ class Verifiers:
             parts.update(_parts(name, outcome))
             if outcome.score is not None:
                 score = (score or 0.0) + setting.weight * outcome.score
+        if score is not None and not isfinite(score):
+            return Fault("exception", "the weighted sum of the rewards is too large for a number")
         return Verdict(score, "; ".join(reasons), parts)
 
 

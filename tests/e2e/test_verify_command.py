@@ -41,6 +41,63 @@ def test_shipped_rewards_pass(r1lab, tmp_path, reward, problems):
     assert "responses a second" in done.stdout and "worst time" in done.stdout
 
 
+@pytest.mark.parametrize("option", [(), ("--no-isolate",)])
+def test_a_reward_that_faults_on_ordinary_wrong_answers(r1lab, write, tmp_path, option):
+    write("mine.py", """
+        def reward(problem, completion):
+            return float(int(completion.answer) == int(problem.answer))
+    """)
+    done = r1lab(
+        "verify", "mine.py", "--problems", "arithmetic", "--num", 4, "--json", "report.json", *option
+    )
+    found = checks(tmp_path / "report.json")
+    assert done.returncode == 3
+    assert found["empty"][0] == found["format"][0] == 0
+
+
+PRINTS = {
+    "print": "print('flood', problem.id)",
+    "stderr": "import sys; sys.stderr.write('flood\\n')",
+}
+IN_WORKERS = {
+    "descriptor": "import os; os.write(1, b'flood\\n'); os.write(2, b'flood\\n')",
+    "child": "import subprocess; subprocess.run(['echo', 'flood'])",
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "option"),
+    [
+        *[(body, option) for body in PRINTS.values() for option in ((), ("--no-isolate",))],
+        *[(body, ()) for body in IN_WORKERS.values()],
+    ],
+)
+def test_a_flood_is_bounded(r1lab, write, body, option):
+    write("mine.py", f"""
+        def reward(problem, completion):
+            for _ in range(40):
+                {body}
+            return float(completion.answer == problem.answer)
+    """)
+    done = r1lab("verify", "mine.py", "--problems", "arithmetic", "--num", 1, *option)
+    assert done.returncode in (0, 3), done.stderr
+    assert "flood" not in done.stdout
+    flood = [line for line in done.stderr.splitlines() if line.startswith("flood")]
+    assert len(flood) == 20
+    assert len(done.stderr.splitlines()) < 60
+
+
+def test_a_slow_reward_shows_progress(r1lab, write):
+    write("mine.py", """
+        import time
+        def reward(problem, completion):
+            time.sleep(0.02)
+            return float(completion.answer == problem.answer)
+    """)
+    done = r1lab("verify", "mine.py", "--problems", "arithmetic", "--num", 5)
+    assert [line for line in done.stderr.splitlines() if line.startswith("r1lab verify: ")]
+
+
 def test_the_verifier_that_each_problem_names(r1lab):
     done = r1lab("verify", "problem", "--problems", "arithmetic", "--num", 10)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -24,7 +24,7 @@ from r1lab.evaluate import (
     maj_at_k,
     pass_at_k,
 )
-from r1lab.evaluate.compare import across_runs
+from r1lab.evaluate.compare import across_runs, compare
 from r1lab.evaluate.groups import answer_groups
 from r1lab.evaluate.intervals import student_quantile
 from r1lab.prompts import Template
@@ -311,17 +311,16 @@ def test_evaluate(verifiers: Verifiers) -> None:
         "pass_at_1", "cons_at_k", "format", "length", "length_right", "length_wrong",
         "truncated", "unanswered", "unparsable", "reward",
     )}  # fmt: skip
-    assert value["pass_at_1"] == pytest.approx((2 / 4 + 1 / 3) / 2)
+    assert value["pass_at_1"] == pytest.approx((2 / 4 + 1 / 4) / 2)  # the fault counts as wrong
     assert value["cons_at_k"] == pytest.approx((1 + 0) / 2)
-    assert value["reward"] == pytest.approx((2 / 4 + 1 / 3) / 2)
+    assert value["reward"] == pytest.approx((2 / 4 + 1 / 4) / 2)
     assert value["format"] == pytest.approx((3 / 4 + 1) / 2)
     assert value["truncated"] == value["unanswered"] == pytest.approx(1 / 8)
     assert value["unparsable"] == pytest.approx(1 / 8)
     assert value["length_right"] == pytest.approx((5 + 5 + 7) / 3)
-    assert value["length_wrong"] == pytest.approx((5 + 4 + 5 + 5) / 4)
+    assert value["length_wrong"] == pytest.approx((5 + 4 + 5 + 5 + 5) / 5)
     assert overall.pass_at_k["1"] == overall.pass_at_1
-    assert overall.pass_at_k["2"].value == pytest.approx((5 / 6 + 2 / 3) / 2)
-    # pass@4 is known of the first problem only: the other has three judged samples
+    assert overall.pass_at_k["2"].value == pytest.approx((5 / 6 + 1 / 2) / 2)
     assert overall.pass_at_k["4"].value == 1.0
     assert set(overall.pass_at_k) == {"1", "2", "4"}
 
@@ -348,9 +347,10 @@ def test_every_sample_is_kept(verifiers: Verifiers) -> None:
     right, faulted = asked["samples"]
     assert right["text"] == says("1")
     assert (right["correct"], right["score"], right["parts"]) == (True, 1.0, {"exact": 1.0})
-    assert (faulted["correct"], faulted["score"]) == (None, None)
+    assert (faulted["correct"], faulted["score"]) == (False, None)
     assert "OSError: gone" in faulted["fault"]
-    assert plain["overall"]["pass_at_1"]["value"] == 1.0
+    assert plain["overall"]["fault_share"] == 0.5
+    assert plain["overall"]["pass_at_1"] is None  # too many faults for a figure
     assert plain["greedy"] is None
 
 
@@ -370,16 +370,59 @@ def test_a_problem_without_a_judged_sample_is_left_out(verifiers: Verifiers) -> 
     ]
     scored = (
         Scored(groups[0], (Verdict(1.0, parts={"exact": 1.0}), Verdict(0.0, parts={"exact": 0.0}))),
-        Scored(groups[1], (Fault("killed"), Verdict(0.1, parts={"format": 0.1}))),
+        Scored(groups[1], (Verdict(None), Verdict(0.1, parts={"format": 0.1}))),
     )
     result = judge(
         Asked(scored), verifiers, template=COMPACT, max_tokens=20,
         settings=EvaluationSettings(num_samples=2),
     )  # fmt: skip
     assert result.overall.num_problems == 1
-    assert result.overall.num_faults == 1
+    assert result.overall.num_faults == 0
     assert result.overall.pass_at_1 is not None
     assert result.overall.pass_at_1.value == 0.5
+
+
+@pytest.mark.parametrize(("num_faults", "has_figures"), [(3, True), (4, False)])
+def test_faulted_samples_count_as_wrong_up_to_a_share(
+    verifiers: Verifiers, num_faults: int, has_figures: bool
+) -> None:
+    right, lost = Verdict(1.0, parts={"exact": 1.0}), Verdict(-1.0, parts={"exact": 0.0})
+    outcomes = [*[Fault("timeout")] * num_faults, lost, *[right] * (14 - num_faults)]
+    rollout = Rollout(problem(0), (1,), tuple(completion(says("1")) for _ in outcomes))
+    settings = EvaluationSettings(num_samples=15)
+    result = judge(
+        Asked((Scored(rollout, tuple(outcomes)),)), verifiers, template=COMPACT, settings=settings,
+        max_tokens=20,
+    )  # fmt: skip
+    overall = result.overall
+    assert overall.fault_share == result.headline()["faulted"] == num_faults / 15
+    assert overall.format is not None
+    judged = (overall.pass_at_1, overall.cons_at_k, overall.reward, overall.length_wrong)
+    assert all(figure is not None for figure in judged) == bool(overall.pass_at_k) == has_figures
+    other = json.loads(json.dumps(result.as_dict()))
+    other["problems"] *= 2
+    other["problems"][1] = {**other["problems"][1], "id": "another"}
+    told = {difference.figure: difference.first for difference in compare([other], [other])}
+    if has_figures:
+        assert [overall.pass_at_1.value, told["pass_at_1"]] == pytest.approx([11 / 15] * 2)
+        assert overall.pass_at_k["8"].value == 1.0
+        # a fault pays no more than the worst response that was judged
+        assert overall.reward.value == pytest.approx((11 - 1 - 3) / 15)
+    else:
+        assert set(told) == {"length"}
+
+
+def test_the_answers_of_faulted_samples_vote_as_wrong_ones() -> None:
+    right = Verdict(1.0, "", {"accuracy": 1.0})
+    asked = Rollout(
+        problem(answer="1", verifier="math"), (1,),
+        tuple(completion(says(text)) for text in ("1", "x", "x", "y", "no answer")),
+    )  # fmt: skip
+    outcomes = (right, Fault("timeout"), Fault("timeout"), Fault("timeout"), Fault("timeout"))
+    verifiers = Verifiers([RewardSettings(reward="problem")], template=COMPACT)
+    (groups,) = answer_groups([Scored(asked, outcomes)], verifiers)
+    assert groups[1] == groups[2] and len(set(groups)) == 4
+    assert maj_at_k(groups, [group == 0 for group in groups]) == 0.0
 
 
 def test_different_problems_of_one_id_are_refused(verifiers: Verifiers) -> None:

@@ -31,6 +31,7 @@ LEVELS = (
         "r1lab.precision",
         "r1lab.shortages",
         "r1lab.tables",
+        "r1lab.user_files",
         "r1lab.report.figures",
         "r1lab.report.progress",
         "r1lab.report.text",

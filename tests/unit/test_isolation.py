@@ -174,7 +174,7 @@ FAULTS = [
     ("segfault", "crash"),
     ("recurse", "exception"),
     ("raise", "exception"),
-    ("interrupt", "crash"),
+    ("interrupt", "exception"),
     ("many parts", "output"),
 ]
 
