@@ -180,7 +180,8 @@ def _named(text: str, kind: NamedKind, *, is_place: bool = False) -> dict[str, s
     except (R1labError, ImportError, ValueError):  # refused, in its own words, where it is used
         return {}
     place = reference.path or (spec.origin if spec else None)
-    if place is None or not place.endswith(".py") or reference.module.startswith("r1lab."):
+    ships = reference.path is None and reference.module.startswith("r1lab.")
+    if place is None or not place.endswith(".py") or ships:
         return {}
     top, root, within = Path(place), Path(place).parent, None
     if reference.path is None:
