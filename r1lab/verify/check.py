@@ -158,7 +158,8 @@ def check_reward(
             say(len(tried), len(probes))
         executed = canary.exists()
     # A slow reward is not asked everything twice: what took _BATCH_SECONDS tells enough.
-    harmless, seconds = [], 0.0
+    harmless: list[Item] = []
+    seconds = 0.0
     for one in tried:
         if one.probe.check != "hostile" and (seconds < _BATCH_SECONDS or not harmless):
             harmless.append(one.probe.item)

@@ -43,12 +43,23 @@ def test_shipped_rewards_pass(r1lab, tmp_path, reward, problems):
 
 @pytest.mark.parametrize("option", [(), ("--no-isolate",)])
 def test_a_reward_that_faults_on_ordinary_wrong_answers(r1lab, write, tmp_path, option):
-    write("mine.py", """
+    write(
+        "mine.py",
+        """
         def reward(problem, completion):
             return float(int(completion.answer) == int(problem.answer))
-    """)
+    """,
+    )
     done = r1lab(
-        "verify", "mine.py", "--problems", "arithmetic", "--num", 4, "--json", "report.json", *option
+        "verify",
+        "mine.py",
+        "--problems",
+        "arithmetic",
+        "--num",
+        4,
+        "--json",
+        "report.json",
+        *option,
     )
     found = checks(tmp_path / "report.json")
     assert done.returncode == 3
@@ -73,12 +84,15 @@ IN_WORKERS = {
     ],
 )
 def test_a_flood_is_bounded(r1lab, write, body, option):
-    write("mine.py", f"""
+    write(
+        "mine.py",
+        f"""
         def reward(problem, completion):
             for _ in range(40):
                 {body}
             return float(completion.answer == problem.answer)
-    """)
+    """,
+    )
     done = r1lab("verify", "mine.py", "--problems", "arithmetic", "--num", 1, *option)
     assert done.returncode in (0, 3), done.stderr
     assert "flood" not in done.stdout
@@ -88,12 +102,15 @@ def test_a_flood_is_bounded(r1lab, write, body, option):
 
 
 def test_a_slow_reward_shows_progress(r1lab, write):
-    write("mine.py", """
+    write(
+        "mine.py",
+        """
         import time
         def reward(problem, completion):
             time.sleep(0.02)
             return float(completion.answer == problem.answer)
-    """)
+    """,
+    )
     done = r1lab("verify", "mine.py", "--problems", "arithmetic", "--num", 5)
     assert [line for line in done.stderr.splitlines() if line.startswith("r1lab verify: ")]
 
@@ -110,7 +127,7 @@ def test_the_verifier_that_each_problem_names(r1lab):
         ("return 0.0", {"gold"}),
         ("return float(problem.answer in completion.text)", {"wrong", "format", "hostile"}),
         ("return float(completion.answer is not None)", {"empty", "wrong", "format", "hostile"}),
-        ("return eval(completion.answer) == eval(problem.answer)", {"hostile"}),
+        ("return eval(completion.answer) == eval(problem.answer)", {"empty", "format", "hostile"}),
     ],
 )
 def test_a_reward_that_does_not_tell_right_from_wrong(r1lab, write, tmp_path, body, fails):
@@ -142,7 +159,7 @@ def test_faults_are_no_scores(r1lab, write, tmp_path):
         """,
     )
     done = r1lab("verify", "mine.py", "--problems", "boxes", "--num", 5, "--json", "report.json")
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 3, done.stdout
     assert json.loads((tmp_path / "report.json").read_text())["checks"]["empty"]["faults"] == 10
     assert "the worker died of exit code 1" in " ".join(done.stdout.split())
 

@@ -24,7 +24,7 @@ from r1lab.evaluate import (
     maj_at_k,
     pass_at_k,
 )
-from r1lab.evaluate.compare import across_runs, compare
+from r1lab.evaluate.compare import across_runs
 from r1lab.evaluate.groups import answer_groups
 from r1lab.evaluate.intervals import student_quantile
 from r1lab.prompts import Template

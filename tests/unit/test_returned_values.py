@@ -8,7 +8,7 @@ from r1lab.types import Completion, Fault, Problem, Verdict
 from r1lab.verify import InProcessRunner, IsolatedRunner, Item, load_reward
 from r1lab.verify.for_trl import trl_reward
 
-DEEDS = '''
+DEEDS = """
 from numbers import Real
 from r1lab.types import Verdict
 
@@ -74,7 +74,7 @@ def reward(problem, completion):
 
 def batched(completions, **columns):
     return [make(text) for text in completions]
-'''
+"""
 KINDS = ["huge", "huge part", "number", "verdict number", "part", "name", "reason", "parts",
          "no parts", "class", "own verdict", "scalar"]  # fmt: skip
 ERRORS = ["ValueError", "SystemExit", "KeyboardInterrupt", "Stop", "RecursionError", "Broken",

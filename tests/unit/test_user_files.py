@@ -75,7 +75,9 @@ def test_siblings_named_like_other_modules(tmp_path, runner, name):
     path = write(
         tmp_path,
         mine=f"from {name} import value\n" + REWARD,
-        **{name: f"import {name} as other\ndef value():\n    return float(hasattr(other, 'value'))"},
+        **{
+            name: f"import {name} as other\ndef value():\n    return float(hasattr(other, 'value'))"
+        },
     )
     assert score(runner, path) == 0.0  # its own name is the module that was there before
     assert sys.modules.get(name) is before
@@ -94,8 +96,12 @@ def test_modules_that_are_no_siblings(tmp_path, runner):
 
 
 def test_names_of_the_folders_init(tmp_path, runner):
-    path = write(tmp_path, mine="from . import value\n" + REWARD,
-                 __init__="from .helper import value\n", helper="def value():\n    return 1.0\n")
+    path = write(
+        tmp_path,
+        mine="from . import value\n" + REWARD,
+        __init__="from .helper import value\n",
+        helper="def value():\n    return 1.0\n",
+    )
     assert score(runner, path) == 1.0
 
 
@@ -110,8 +116,11 @@ def test_odd_names_of_files(tmp_path, runner, name):
 
 def test_sources_and_losses_likewise(tmp_path):
     for number in (1, 2):
-        write(tmp_path / str(number), helper=f"number = {number}\n",
-              mine="import helper\ndef load(split):\n    return helper.number\nloss = load\n")
+        write(
+            tmp_path / str(number),
+            helper=f"number = {number}\n",
+            mine="import helper\ndef load(split):\n    return helper.number\nloss = load\n",
+        )
         for kind in ("source", "loss"):
             assert resolve(str(tmp_path / str(number) / "mine.py"), kind)("train") == number
 
@@ -139,8 +148,11 @@ def test_objects_travel_to_workers_and_other_processes(tmp_path):
 
 def test_the_current_folder_does_not_win(tmp_path):
     write(tmp_path / "here", helper="def value():\n    return 1.0\n")
-    path = write(tmp_path / "there", helper="def value():\n    return 2.0\n",
-                 mine="from helper import value\n" + REWARD)
+    path = write(
+        tmp_path / "there",
+        helper="def value():\n    return 2.0\n",
+        mine="from helper import value\n" + REWARD,
+    )
     (tmp_path / "here" / "rows.jsonl").write_text('{"question": "?", "answer": "1"}\n')
     done = subprocess.run(
         [sys.executable, "-m", "r1lab", "verify", str(path), "--problems", "rows.jsonl",
