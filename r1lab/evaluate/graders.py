@@ -38,8 +38,8 @@ def second_grader(
                     interval and p-value, paired by problem
     agreement       share of samples on which both say the same
     disagreements   every sample on which they do not: gold, answer, what each says and why
-    A sample on which a grader faulted counts as wrong by it, as in every figure; `num_faults` counts
-    the second's. R1labError where those are more than MAX_FAULT_SHARE of all.
+    A sample on which a grader faulted counts as wrong by it, as in every figure; `num_faults`
+    counts the second's. R1labError where those are more than MAX_FAULT_SHARE of all.
     """
     reward = load_reward(name, {}, key="--grader", limits=Limits(_SECONDS, _MEMORY_MIB))
     rows = [
