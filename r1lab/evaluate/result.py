@@ -19,8 +19,8 @@ class Sample:
     `correct` and `score` are None where no reward applied. Where judging failed (`fault` says how)
     `correct` is False and `score` None. `group` numbers the answers of a problem that are equal as
     the verifier sees them (0: the right ones); None where there is no answer to vote with.
-    `readable`: the verifier found an answer in it, right or wrong. `token_ids` where they were to be
-    kept.
+    `readable`: the verifier found an answer in it, right or wrong. `token_ids` where they were to
+    be kept.
     """
 
     text: str
