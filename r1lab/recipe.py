@@ -55,8 +55,9 @@ class ModelSettings(Section):
         "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"
     ] = Field(
         "auto",
-        description="the trainer's kernel; auto: sdpa where the model has it. The flash_attention "
-        "ones need a GPU, and take sequences packed end to end, without padding",
+        description="the trainer's kernel; auto: sdpa where the model has it and sdpa computes it. "
+        "The flash_attention ones need a GPU, and take sequences packed end to end, without "
+        "padding",
     )
     lora: LoraSettings | None = Field(None, description="adapters; null trains full weights")
 

@@ -27,6 +27,22 @@ def takes_packed_rows(config: Any) -> bool:
     return getattr(config, "_attn_implementation", None) in VARLEN
 
 
+def kernel_of(config: Any, attention: str) -> str | None:
+    """transformers' `attn_implementation` for `model.attention` of a recipe; None: its default.
+
+    Raises ValueError for a kernel that would leave something out of what `config` asks for.
+    """
+    if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) is None:
+        return None if attention == "auto" else attention
+    # sdpa takes no cap on the scores (Gemma 2, VaultGemma): transformers ignores it without a word.
+    if attention == "sdpa":
+        raise ValueError(
+            f"a {config.model_type} caps its attention scores, which 'sdpa' (model.attention) "
+            "leaves out; take 'auto' or 'eager'"
+        )
+    return "eager" if attention == "auto" else attention
+
+
 def check_attention(settings: ModelSettings) -> None:
     """Refuse a kernel that cannot run here; raises RecipeError."""
     name = settings.attention

@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1lab.model.attention import check_attention
+from r1lab.model.attention import check_attention, kernel_of
 from r1lab.model.files import (
     check_architecture,
     check_folder,
@@ -90,16 +90,19 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of `config`, its weights from a folder or from tensors by checkpoint name.
 
-    `attention` as `model.attention` of a recipe; auto leaves it to transformers.
+    `attention` as `model.attention` of a recipe; auto leaves it to transformers, but for what
+    `kernel_of` says.
 
-    Raises ValueError where weights are missing, which transformers would draw at random.
+    Raises ValueError where weights are missing, which transformers would draw at random, and for
+    an attention kernel that would compute another model.
     """
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"transformers has no causal language model for {config.model_type!r}")
-    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    kernel = kernel_of(config, attention)
+    options: dict[str, Any] = {} if kernel is None else {"attn_implementation": kernel}
     counts = ("n_routed_experts", "num_local_experts", "num_experts")  # as families call it
     is_mixture = any(getattr(config, name, None) for name in counts)
     if is_mixture and not torch.cuda.is_available():

@@ -22,8 +22,9 @@ from r1lab.grpo.pieces import check_forward, load_policy, source_of
 from r1lab.grpo.policy import Policy
 from r1lab.grpo.step import rl_step
 from r1lab.model.head import OutputHead
+from r1lab.model.load import load_base
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import AlgorithmSettings, TrainRecipe
+from r1lab.recipe import AlgorithmSettings, ModelSettings, TrainRecipe
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.source import RolloutSource
 from r1lab.types import Batch, RecipeError, RunStopped
@@ -204,3 +205,23 @@ def test_a_family_without_a_number_of_positions_is_sampled_up_to_the_recipes(
         build_sampler("transformers", folder, tiny.tokenizer(), dtype="float32")
     options = {"dtype": "float32", "max_model_len": 64}
     assert build_sampler("transformers", folder, tiny.tokenizer(), **options).max_model_len == 64
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "vaultgemma"])
+def test_capped_attention_scores_are_computed_and_sdpa_which_cannot_is_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    model = peaked_model(kind, vocab_size=tiny.VOCAB, attn_logit_softcapping=0.01)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(100 if "q_proj" in name else 1)  # scores far above the cap
+    folder = tiny.save(model, tmp_path / "model")
+    ids = torch.arange(8, 40)[None]
+    without_cap = model(input_ids=ids).logits  # by transformers' own choice, sdpa
+    model.set_attn_implementation("eager")
+    capped = model(input_ids=ids).logits
+    loaded = load_base(ModelSettings(path=str(folder), dtype="float32"))[0]
+    assert torch.equal(loaded.eval()(input_ids=ids).logits, capped)
+    assert (capped - without_cap).abs().max() > 1e-3
+    with pytest.raises(RecipeError, match=r"model\.attention"):
+        load_base(ModelSettings(path=str(folder), dtype="float32", attention="sdpa"))
