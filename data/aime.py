@@ -6,7 +6,7 @@ hub name), from $R1LAB_DATASETS/aime, or from the hub.
 
 from __future__ import annotations
 
-from r1lab.published import place_of, read_rows
+from r1lab.problems.hub import place_of, read_rows
 from r1lab.types import Problem
 
 HUB = {2024: "HuggingFaceH4/aime_2024", 2025: "math-ai/aime25"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from r1lab.data.streams import Draft, GeneratedProblems, Work, check_range, slipped_number
+from r1lab.data.streams import Draft, GeneratedProblems, SolutionWriter, check_range, slipped_number
 from r1lab.types import Problem
 
 OPERATIONS = ("addition", "multiplication")
@@ -58,7 +58,7 @@ def load(
     return GeneratedProblems("arithmetic", make, split=split, seed=seed, form=form)
 
 
-def solve(problem: Problem, work: Work) -> str:
+def solve(problem: Problem, work: SolutionWriter) -> str:
     """Write each column with its carry; return the number that the columns spell."""
     left, right = problem.metadata["left"], problem.metadata["right"]
     adding = problem.metadata["sign"] == "+"

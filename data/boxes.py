@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from r1lab.data.streams import Draft, GeneratedProblems, Work, check_range
+from r1lab.data.streams import Draft, GeneratedProblems, SolutionWriter, check_range
 from r1lab.types import Problem
 
 COLOURS = (
@@ -150,7 +150,7 @@ def slipped_stack(stack: Stack, rng: random.Random) -> Stack:
     return tuple(boxes)
 
 
-def solve(problem: Problem, work: Work) -> str:
+def solve(problem: Problem, work: SolutionWriter) -> str:
     """Write the stack after each move; return the answer that the work arrives at."""
     stack: Stack = tuple(problem.metadata["start"])
     for kind, *names in problem.metadata["moves"]:

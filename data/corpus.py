@@ -15,7 +15,7 @@ from types import ModuleType
 
 from r1lab.data import arithmetic, boxes, derivations, division, everyday
 from r1lab.data.notation import in_words, mixed
-from r1lab.data.streams import Work
+from r1lab.data.streams import SolutionWriter
 from r1lab.prompts import ANSWER_CLOSE, ANSWER_OPEN, TEMPLATES, THINK_CLOSE
 from r1lab.types import Problem
 
@@ -136,9 +136,11 @@ class Corpus:
             empty = rng.random() < dials.empty_guesses
             return [] if empty else [rng.choice(_MUSINGS)], self._guess(task, problem, rng)
         if kind == "selfcheck":
-            work = Work(rng, dials.selfcheck_slip_rate, dials.notice_rate, dials.recheck_rate)
+            work = SolutionWriter(
+                rng, dials.selfcheck_slip_rate, dials.notice_rate, dials.recheck_rate
+            )
         else:
-            work = Work(rng, dials.slip_rate)
+            work = SolutionWriter(rng, dials.slip_rate)
         answer = task.solve(problem, work)
         lines = work.lines
         if kind == "partial":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 
-from r1lab.data.streams import Draft, GeneratedProblems, Work, check_range, slipped_number
+from r1lab.data.streams import Draft, GeneratedProblems, SolutionWriter, check_range, slipped_number
 from r1lab.types import Problem
 
 KINDS = ("simplify", "solve")
@@ -124,7 +124,7 @@ def load(
     return GeneratedProblems("derivations", make, split=split, seed=seed, form=form)
 
 
-def solve(problem: Problem, work: Work) -> str:
+def solve(problem: Problem, work: SolutionWriter) -> str:
     """Write the chain of equalities; return the number that it ends in."""
     if problem.metadata["kind"] == "solve":
         return _solve_equation(problem, work)
@@ -145,7 +145,7 @@ def solve(problem: Problem, work: Work) -> str:
     return tokens[0]
 
 
-def _solve_equation(problem: Problem, work: Work) -> str:
+def _solve_equation(problem: Problem, work: SolutionWriter) -> str:
     factor, added, right = (problem.metadata[key] for key in ("factor", "added", "right"))
     product = work.step(
         right - added,

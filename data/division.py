@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from r1lab.data.streams import Draft, GeneratedProblems, Work, check_range
+from r1lab.data.streams import Draft, GeneratedProblems, SolutionWriter, check_range
 from r1lab.types import Problem
 
 SEPARATOR = " , "
@@ -41,7 +41,7 @@ def load(
     return GeneratedProblems("division", make, split=split, seed=seed, form=form)
 
 
-def solve(problem: Problem, work: Work) -> str:
+def solve(problem: Problem, work: SolutionWriter) -> str:
     """Bring down digit by digit; return quotient and remainder as the work arrives at them."""
     divisor, remainder, quotient = problem.metadata["divisor"], 0, ""
     for digit in str(problem.metadata["dividend"]):

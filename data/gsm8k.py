@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from r1lab.published import place_of, read_rows
+from r1lab.problems.hub import place_of, read_rows
 from r1lab.types import Problem
 
 HUB = "openai/gsm8k"

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1lab.data import math500
+from r1lab.problems.hub import place_of, read_rows
 from r1lab.prompts import last_box
-from r1lab.published import place_of, read_rows
 from r1lab.types import Problem
 
 HUB = "nlile/hendrycks-MATH-benchmark"

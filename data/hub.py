@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from r1lab.published import read_rows
-from r1lab.tables import text_of
+from r1lab.problems.hub import read_rows
+from r1lab.problems.tables import text_of
 from r1lab.types import Problem
 
 

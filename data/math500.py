@@ -7,7 +7,7 @@ from the hub. `levels` keeps some of the levels of difficulty, 1 to 5.
 
 from __future__ import annotations
 
-from r1lab.published import place_of, read_rows
+from r1lab.problems.hub import place_of, read_rows
 from r1lab.types import Problem
 
 HUB = "HuggingFaceH4/MATH-500"

@@ -94,7 +94,7 @@ def check_range(name: str, low: int, high: int, *, least: int, most: int) -> Non
 
 
 @dataclass
-class Work:
+class SolutionWriter:
     """Writes down the steps of a solution, slipping and mending slips at the rates of a corpus.
 
     With all rates at 0 it is the right solution. A slip is carried on: later steps build on the

@@ -24,18 +24,18 @@ import time
 
 import torch
 
+from r1lab.config.recipe import ModelSettings
 from r1lab.data import boxes
 from r1lab.grpo.advantage import group_advantages
 from r1lab.model.load import load_base
 from r1lab.model.weights import checkpoint_weights
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import ModelSettings
 from r1lab.rewards import boxes as boxes_reward
 from r1lab.rewards import format as format_reward
 from r1lab.rollout.agreement import SyncGuard, k3_kl
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.source import encode_prompt
-from r1lab.types import Rollout, SamplingSettings, Scored, Verdict
+from r1lab.types import Rollout, SamplingSettings, ScoredGroup, Verdict
 
 P, G = 32, 16  # problems a step, completions of each: a group
 MAX_TOKENS, CONTEXT = 128, 224  # of a completion; of prompt and completion together
@@ -74,7 +74,7 @@ def sample(sampler, tokenizer, template, problems, seed: int) -> list[Rollout]:
     return [Rollout(*row) for row in zip(problems, prompts, groups, strict=True)]
 
 
-def score(rollout: Rollout) -> Scored:
+def score(rollout: Rollout) -> ScoredGroup:
     """r_i: is the answer right, and is the response well formed? No model is asked."""
     verdicts = []
     for completion in rollout.completions:
@@ -82,7 +82,7 @@ def score(rollout: Rollout) -> Scored:
         tidy = format_reward.reward(rollout.problem, completion).score
         parts = {"accuracy": accuracy, "format": tidy}
         verdicts.append(Verdict(accuracy + FORMAT_WEIGHT * tidy, parts=parts))
-    return Scored(rollout, tuple(verdicts))
+    return ScoredGroup(rollout, tuple(verdicts))
 
 
 def pad(sequences: list[tuple[tuple[int, ...], tuple[int, ...]]]):
@@ -109,7 +109,7 @@ def completion_logprobs(model, ids, mask):
     return logp[mask[:, 1:]]
 
 
-def update(model, optimizer, scored: list[Scored], advantages) -> tuple[float, float, int]:
+def update(model, optimizer, scored: list[ScoredGroup], advantages) -> tuple[float, float, int]:
     """One policy-gradient step; returns (loss, mismatch KL, completion tokens)."""
     sequences = [
         (group.rollout.prompt_token_ids, completion, advantage)

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from r1lab.recipe import TrainRecipe
+from r1lab.config.recipe import TrainRecipe
 from r1lab.types import RecipeError
 
 _FSDP2 = "recipes/accelerate/fsdp2.yaml"

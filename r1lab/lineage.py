@@ -25,10 +25,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from r1lab.digests import RECORD, Kind, artefact_sha256, kind_of
+from r1lab.config.reading import git_commit, installed_versions
+from r1lab.hashing import RECORD, HashedKind, artefact_sha256, kind_of
 from r1lab.hints import missing
 from r1lab.model.load import shipped_models
-from r1lab.recipe_io import git_commit, installed_versions
 from r1lab.run_folder import RunFolder
 from r1lab.types import R1labError
 
@@ -60,11 +60,11 @@ class Parent:
     path: str
     name: str
     sha256: str | None = None
-    lineage: Record | None = None
+    lineage: LineageRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class LineageRecord:
     """lineage.json.
 
     recipe         the resolved recipe as plain values, where the stage had one; recipe_sha256 of it
@@ -75,7 +75,7 @@ class Record:
     """
 
     name: str
-    kind: Kind
+    kind: HashedKind
     stage: str
     created: str | None = None
     sha256: str | None = None
@@ -89,16 +89,16 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class LineageNode:
     """A record in its tree. `state` holds the artefact of today against the recorded SHA-256.
 
     unknown: nothing was recorded to hold it against, or it stands on the hub.
     """
 
-    record: Record
+    record: LineageRecord
     path: str
     state: State
-    parents: tuple[Node, ...]
+    parents: tuple[LineageNode, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; parents once, as nodes."""
@@ -107,7 +107,7 @@ class Node:
         return {**record, "path": self.path, "state": self.state}
 
 
-_RECORD = TypeAdapter(Record)
+_RECORD = TypeAdapter(LineageRecord)
 
 
 def write_lineage(
@@ -119,7 +119,7 @@ def write_lineage(
     name: str | None = None,
     template: str | None = None,
     figures: Sequence[Figure] = (),
-) -> Record:
+) -> LineageRecord:
     """Write the record of the artefact at `path`, whole or not at all, and return it.
 
     `parents` are paths (of a run folder: its newest model), names of shipped bases or hub names.
@@ -130,7 +130,7 @@ def write_lineage(
     kind = kind_of(place)
     home = place if place.is_dir() else place.parent
     plain = recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else recipe
-    record = Record(
+    record = LineageRecord(
         name=name or place.resolve().name,
         kind=kind,
         stage=stage,
@@ -151,7 +151,7 @@ def write_lineage(
     return record
 
 
-def read_lineage(path: str | Path) -> Record | None:
+def read_lineage(path: str | Path) -> LineageRecord | None:
     """The record of an artefact, or what its run folder or card tells; None where nothing does.
 
     Raises R1labError for a file that is no record.
@@ -171,7 +171,7 @@ def read_lineage(path: str | Path) -> Record | None:
     return _of_card(place) if (place / "card.json").is_file() else None
 
 
-def lineage_tree(path: str | Path) -> Node:
+def lineage_tree(path: str | Path) -> LineageNode:
     """The artefact at `path` with all that it was made from; a run folder is its newest model.
 
     Bytes are hashed, so that what changed since is seen. Raises R1labError where there is nothing.
@@ -179,7 +179,7 @@ def lineage_tree(path: str | Path) -> Node:
     place = find_artefact(path)
     record = read_lineage(place)
     if record is None:
-        record = Record(name=place.resolve().name, kind=kind_of(place), stage="unknown")
+        record = LineageRecord(name=place.resolve().name, kind=kind_of(place), stage="unknown")
     return _node(record, place, record.sha256, str(path), 0)
 
 
@@ -226,7 +226,7 @@ def results_beside(place: Path) -> Iterator[dict[str, Any]]:
             yield result
 
 
-def tree_lines(node: Node) -> list[str]:
+def tree_lines(node: LineageNode) -> list[str]:
     """The tree in box characters, the artefact itself first; a line for each."""
     return [_said(node), *_branches(node, "")]
 
@@ -234,7 +234,9 @@ def tree_lines(node: Node) -> list[str]:
 # --- the tree --------------------------------------------------------------------------------
 
 
-def _node(record: Record, place: Path | None, sha256: str | None, path: str, depth: int) -> Node:
+def _node(
+    record: LineageRecord, place: Path | None, sha256: str | None, path: str, depth: int
+) -> LineageNode:
     """`place` is where the artefact lies now, None where it does not."""
     state: State = "unknown"
     if place is not None:
@@ -246,10 +248,10 @@ def _node(record: Record, place: Path | None, sha256: str | None, path: str, dep
         state = "gone"
     home = place if place is None or place.is_dir() else place.parent
     below = record.parents if depth < _MAX_DEPTH else ()
-    return Node(record, path, state, tuple(_parent_node(p, home, depth + 1) for p in below))
+    return LineageNode(record, path, state, tuple(_parent_node(p, home, depth + 1) for p in below))
 
 
-def _parent_node(parent: Parent, home: Path | None, depth: int) -> Node:
+def _parent_node(parent: Parent, home: Path | None, depth: int) -> LineageNode:
     place = _resolve(parent.path, home)
     record = parent.lineage
     # What the artefact was made from is told by the record of then; where the bytes are still
@@ -258,8 +260,10 @@ def _parent_node(parent: Parent, home: Path | None, depth: int) -> Node:
     if place is not None and (unchanged or record is None):
         record = read_lineage(place) or record
     if record is None:
-        kind: Kind = "model" if place is None else kind_of(place)
-        record = Record(name=parent.name, kind=kind, stage="base" if kind == "model" else "data")
+        kind: HashedKind = "model" if place is None else kind_of(place)
+        record = LineageRecord(
+            name=parent.name, kind=kind, stage="base" if kind == "model" else "data"
+        )
     record = replace(record, name=parent.name, sha256=parent.sha256 or record.sha256)
     return _node(record, place, parent.sha256, parent.path, depth)
 
@@ -275,7 +279,7 @@ def _is_hub_name(path: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path) is not None
 
 
-def _said(node: Node) -> str:
+def _said(node: LineageNode) -> str:
     record = node.record
     words = [f"{record.name} ({record.stage})"]
     words += [_figure(figure) for figure in record.figures]
@@ -293,7 +297,7 @@ def _figure(figure: Figure) -> str:
     return f"{said} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
-def _branches(node: Node, indent: str) -> Iterator[str]:
+def _branches(node: LineageNode, indent: str) -> Iterator[str]:
     for place, parent in enumerate(node.parents):
         last = place == len(node.parents) - 1
         yield f"{indent}{'└── ' if last else '├── '}{_said(parent)}"
@@ -336,14 +340,14 @@ def _run_of(place: Path) -> RunFolder | None:
     return RunFolder(parts[2]) if (parts[2] / "recipe.yaml").is_file() else None
 
 
-def _of_run(run: RunFolder, place: Path) -> Record:
+def _of_run(run: RunFolder, place: Path) -> LineageRecord:
     """What the files of a run tell of its model. They keep no digest of the base."""
     recipe = run.recipe()
     versions = run.versions()
     commit = versions.pop("commit", None)
     changed = (place / "config.json").stat().st_mtime
     base = str((recipe.get("model") or {}).get("path") or "")
-    return Record(
+    return LineageRecord(
         name=f"{recipe.get('name', run.path.resolve().name)} {place.resolve().parent.name}",
         kind="model",
         stage="reinforcement learning",
@@ -357,11 +361,11 @@ def _of_run(run: RunFolder, place: Path) -> Record:
     )
 
 
-def _of_adapter(place: Path) -> Record:
+def _of_adapter(place: Path) -> LineageRecord:
     """An adapter of peft's, which names its base."""
     base = str(_json(place / "adapter_config.json").get("base_model_name_or_path") or "")
     parents = (_base(base, place),) if base else ()
-    return Record(place.resolve().name, "model", "adapter", parents=parents)
+    return LineageRecord(place.resolve().name, "model", "adapter", parents=parents)
 
 
 def _base(base: str, place: Path) -> Parent:
@@ -372,11 +376,11 @@ def _base(base: str, place: Path) -> Parent:
     return Parent(os.path.relpath(folder, place.resolve()), folder.name)
 
 
-def _of_card(place: Path) -> Record:
+def _of_card(place: Path) -> LineageRecord:
     """The base that ships: what pre-training wrote into its card."""
     card = _json(place / "card.json")
     kinds = (card.get("scores") or {}).get("kinds") or {}
-    return Record(
+    return LineageRecord(
         name=str(card.get("size", place.name)),
         kind="model",
         stage="pre-training",

@@ -28,9 +28,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from r1lab.types import Fault, R1labError, Scored
+from r1lab.types import R1labError, ScoredGroup, ScoringFailure
 
-Row = dict[str, Any]
+RolloutRow = dict[str, Any]
 
 _STEP = "step-{:06d}"
 
@@ -143,10 +143,10 @@ class RunFolder:
     def write_rollouts(
         self,
         step: int,
-        scored: Sequence[Scored],
+        scored: Sequence[ScoredGroup],
         advantages: Sequence[Sequence[float | None]] | None = None,
         *,
-        carried_over: Sequence[Scored] = (),
+        carried_over: Sequence[ScoredGroup] = (),
     ) -> None:
         """Write every completion of a step with its verdict: rollouts/step-N.parquet.
 
@@ -156,7 +156,7 @@ class RunFolder:
         path = self.rollouts_path / f"{_STEP.format(step)}.parquet"
         _write_groups(path, (*scored, *carried_over), advantages, num_sampled=len(scored))
 
-    def write_faulty(self, step: int, scored: Sequence[Scored]) -> Path:
+    def write_faulty(self, step: int, scored: Sequence[ScoredGroup]) -> Path:
         """Keep the groups of a step that a run could not learn from; the file, as of rollouts."""
         path = self.faulty_path / f"{_STEP.format(step)}.parquet"
         _write_groups(path, scored, None, num_sampled=len(scored))
@@ -205,15 +205,15 @@ class RunFolder:
         """Whether the evaluation of a step was written."""
         return (self.eval_path / f"{_STEP.format(step)}.json").exists()
 
-    def events(self) -> list[Row]:
+    def events(self) -> list[RolloutRow]:
         """The lines of events.jsonl, in order."""
         return _read_lines(self.events_path)
 
-    def metrics(self) -> list[Row]:
+    def metrics(self) -> list[RolloutRow]:
         """The lines of metrics.jsonl, by step; empty before the first."""
         return _read_lines(self.metrics_path)
 
-    def timings(self) -> list[Row]:
+    def timings(self) -> list[RolloutRow]:
         """The lines of timings.jsonl, by step; empty before the first."""
         return _read_lines(self.timings_path)
 
@@ -221,7 +221,7 @@ class RunFolder:
         """Steps whose rollouts were kept, in order."""
         return sorted(_step_of(path) for path in self.rollouts_path.glob("step-*.parquet"))
 
-    def rollouts(self, step: int, columns: Sequence[str] | None = None) -> list[Row]:
+    def rollouts(self, step: int, columns: Sequence[str] | None = None) -> list[RolloutRow]:
         """The completions of a step, in the order they were sampled; R1labError names those kept.
 
         Columns as in `_rollout_schema`; None: all of them. Those that the version of r1lab that
@@ -233,7 +233,7 @@ class RunFolder:
             present = pq.read_schema(path).names
             wanted = present if columns is None else [name for name in columns if name in present]
             table = pq.read_table(path, columns=wanted)
-            rows: list[Row] = table.to_pylist(maps_as_pydicts="strict")
+            rows: list[RolloutRow] = table.to_pylist(maps_as_pydicts="strict")
         return rows
 
     def rollout_size(self, step: int) -> tuple[int, int]:
@@ -263,25 +263,25 @@ class RunFolder:
                 "source: delete it and read another step"
             ) from error
 
-    def evals(self) -> list[Row]:
+    def evals(self) -> list[RolloutRow]:
         """The evaluations, by step, as `EvalResult.as_dict` made them."""
         paths = sorted(self.eval_path.glob("step-*.json"), key=_step_of)
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
-    def summary(self) -> Row:
+    def summary(self) -> RolloutRow:
         """summary.json; empty where the run has not ended."""
         if not self.summary_path.exists():
             return {}
-        summary: Row = json.loads(self.summary_path.read_text(encoding="utf-8"))
+        summary: RolloutRow = json.loads(self.summary_path.read_text(encoding="utf-8"))
         return summary
 
-    def recipe(self) -> Row:
+    def recipe(self) -> RolloutRow:
         """recipe.yaml as plain values; empty where it is missing."""
         import yaml
 
         if not self.recipe_path.exists():
             return {}
-        recipe: Row = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")) or {}
+        recipe: RolloutRow = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")) or {}
         return recipe
 
     def recorded_place(self) -> str | None:
@@ -319,7 +319,7 @@ class RunFolder:
 
 def _write_groups(
     path: Path,
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float | None]] | None,
     *,
     num_sampled: int,
@@ -376,14 +376,16 @@ def _rollout_schema() -> Any:
 
 
 def _rollout_rows(
-    scored: Sequence[Scored], advantages: Sequence[Sequence[float | None]] | None, num_sampled: int
-) -> Iterable[Row]:
+    scored: Sequence[ScoredGroup],
+    advantages: Sequence[Sequence[float | None]] | None,
+    num_sampled: int,
+) -> Iterable[RolloutRow]:
     for group, of_group in enumerate(scored):
         problem = of_group.rollout.problem
         pairs = zip(of_group.rollout.completions, of_group.outcomes, strict=True)
         for index, (completion, outcome) in enumerate(pairs):
-            fault = outcome if isinstance(outcome, Fault) else None
-            verdict = None if isinstance(outcome, Fault) else outcome
+            fault = outcome if isinstance(outcome, ScoringFailure) else None
+            verdict = None if isinstance(outcome, ScoringFailure) else outcome
             yield {
                 "group": group,
                 "index": index,
@@ -427,7 +429,7 @@ def _append_line(path: Path, row: Mapping[str, Any]) -> None:
         file.flush()
 
 
-def _read_lines(path: Path) -> list[Row]:
+def _read_lines(path: Path) -> list[RolloutRow]:
     """All whole lines; one that was cut off at the end is left out."""
     if not path.exists():
         return []

@@ -15,7 +15,7 @@ from r1lab.prompts import THINK_CLOSE, THINK_OPEN
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StreamDelta:
     """What a piece of text brought: more of the thinking, then more of the content."""
 
     thinking: str = ""
@@ -40,7 +40,7 @@ class ThinkingSplitter:
         """Whether the content has begun; nothing is held back from then on."""
         return self._part == "content"
 
-    def feed(self, text: str) -> Piece:
+    def feed(self, text: str) -> StreamDelta:
         """Take the next piece of the response."""
         self._held += text
         if self._part == "begin":
@@ -51,14 +51,14 @@ class ThinkingSplitter:
         content = ""
         if self._part == "content":
             content, self._held = self._held, ""
-        return Piece(thinking, content)
+        return StreamDelta(thinking, content)
 
-    def finish(self) -> Piece:
+    def finish(self) -> StreamDelta:
         """The response has ended: what was held back was no tag."""
         rest, self._held = self._held.rstrip(), ""
         if self._part == "thinking":
-            return Piece(thinking=rest if self._begun else rest.lstrip())
-        return Piece(content=rest.lstrip())
+            return StreamDelta(thinking=rest if self._begun else rest.lstrip())
+        return StreamDelta(content=rest.lstrip())
 
     def _begin(self) -> None:
         self._held = self._held.lstrip()
@@ -80,11 +80,11 @@ class ThinkingSplitter:
         return thought
 
 
-def split_thinking(response: str, *, opened: bool) -> Piece:
+def split_thinking(response: str, *, opened: bool) -> StreamDelta:
     """A whole response, taken apart."""
     splitter = ThinkingSplitter(opened=opened)
     first, last = splitter.feed(response), splitter.finish()
-    return Piece(first.thinking + last.thinking, first.content + last.content)
+    return StreamDelta(first.thinking + last.thinking, first.content + last.content)
 
 
 def _before_tag(text: str) -> tuple[str, str]:

@@ -44,7 +44,7 @@ class RunStopped(R1labError):
     exit_code = 4
 
 
-class MachineFault(R1labError):
+class InfrastructureError(R1labError):
     """What a run stands on gave way: the sampler's engine, memory, the disk."""
 
     exit_code = 5
@@ -131,18 +131,18 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class ScoringFailure:
     """The machinery failed on this item (killed worker, exception in user code): never a score."""
 
     kind: str
     detail: str = ""
 
 
-Outcome = Verdict | Fault
+Outcome = Verdict | ScoringFailure
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredGroup:
     """A rollout with one outcome for each of its completions, in their order."""
 
     rollout: Rollout

@@ -35,11 +35,11 @@ def evaluate(text: str) -> tuple[Fraction, list[int]]:
     if "=" in tokens:
         place = tokens.index("=")
         tokens, claim = tokens[:place], tokens[place + 1 :]
-        value, used = _Parser(tokens).whole()
+        value, used = _CountdownParser(tokens).whole()
         if len(claim) != 1 or not claim[0].isdigit() or int(claim[0]) != value:
             raise BadExpression("what stands behind the equals sign is not its value")
         return value, used
-    return _Parser(tokens).whole()
+    return _CountdownParser(tokens).whole()
 
 
 def _tokens(text: str) -> list[str]:
@@ -63,7 +63,7 @@ def _tokens(text: str) -> list[str]:
     return tokens
 
 
-class _Parser:
+class _CountdownParser:
     """Recursive descent; at most 64 tokens, so never deep."""
 
     def __init__(self, tokens: list[str]) -> None:

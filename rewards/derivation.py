@@ -19,11 +19,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from r1lab.rewards.math_equal import agree, scalars_agree
-from r1lab.rewards.math_grammar import Node, Unreadable
-from r1lab.rewards.math_parser import parse
-from r1lab.rewards.math_settle import Contradiction, settle
-from r1lab.rewards.math_tree import names_of
+from r1lab.rewards.math.equal import agree, scalars_agree
+from r1lab.rewards.math.grammar import Node, Unreadable
+from r1lab.rewards.math.parser import parse
+from r1lab.rewards.math.settle import Contradiction, settle
+from r1lab.rewards.math.tree import names_of
 from r1lab.types import Completion, Problem, Verdict
 
 _LONGEST = 4000  # characters

@@ -15,10 +15,10 @@ import json
 import random
 import time
 
+from r1lab.config.recipe import RewardSettings
 from r1lab.data.arithmetic import load
 from r1lab.evaluate.run import Asked, problem_results, result_of
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import RewardSettings
 from r1lab.types import Completion, Problem, Rollout, SamplingSettings
 from r1lab.verify import IsolatedRunner, Verifiers
 

@@ -35,7 +35,7 @@ from bench_step_sides import Ours, Theirs, Work, scores_of, with_scores
 from bench_step_work import SHAPES, Shape, prepare
 
 from r1lab.precision import CHOICES, settled
-from r1lab.types import Scored
+from r1lab.types import ScoredGroup
 from r1lab.verify import IsolatedRunner, Verifiers
 
 HERE = Path(__file__)
@@ -218,7 +218,7 @@ class Bench:
         figures = self.update_of(self.work, self.scored, before["trl_micro_batch"])
         return figures
 
-    def update_of(self, work: Work, scored: Sequence[Scored], micro: int) -> dict[str, Any]:
+    def update_of(self, work: Work, scored: Sequence[ScoredGroup], micro: int) -> dict[str, Any]:
         ours: list[float] = []
         undropped: list[float] = []
 
@@ -297,12 +297,12 @@ def shrunk(work: Work, problems: Sequence[Any], group_size: int) -> Work:
     return replace(work, recipe=recipe, problems=tuple(problems))
 
 
-def cut_group(group: Scored, size: int) -> Scored:
+def cut_group(group: ScoredGroup, size: int) -> ScoredGroup:
     rollout = replace(group.rollout, completions=group.rollout.completions[:size])
-    return Scored(rollout, group.outcomes[:size])
+    return ScoredGroup(rollout, group.outcomes[:size])
 
 
-def cut_length(group: Scored) -> Scored:
+def cut_length(group: ScoredGroup) -> ScoredGroup:
     completions = tuple(
         replace(c, token_ids=c.token_ids[: (len(c.token_ids) + 1) // 2], logprobs=None)
         for c in group.rollout.completions

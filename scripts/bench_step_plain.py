@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from bench_step_sides import Ours, Theirs
 
-from r1lab.rollout import vllm_mends as mends
-from r1lab.types import Scored
+from r1lab.rollout.vllm import patches as mends
+from r1lab.types import ScoredGroup
 
 
 def rollout_vs_plain(ours: Ours, repeats: int) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def status(name: str) -> int:
     raise KeyError(name)
 
 
-def profile(ours: Ours, scored: Sequence[Scored]) -> None:
+def profile(ours: Ours, scored: Sequence[ScoredGroup]) -> None:
     """Where an update goes, and what the machine could do at best."""
     ours.update(scored)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:

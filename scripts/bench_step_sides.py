@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
+from r1lab.config.recipe import TrainRecipe
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.batch import pack
 from r1lab.grpo.policy import Policy
 from r1lab.grpo.step import StepResult, rl_step
 from r1lab.model.load import end_tokens, load_config, load_model
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import TrainRecipe
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.sampler import as_completion
 from r1lab.rollout.source import RolloutSource
-from r1lab.types import Batch, Completion, Problem, Rollout, Scored
+from r1lab.types import Batch, Completion, Problem, Rollout, ScoredGroup
 from r1lab.verify import Verifiers
 
 RATE, BETAS = 1e-6, (0.9, 0.99)  # so small that lengths stay what they are
@@ -90,34 +90,34 @@ class Ours:
         assert self.source is not None and self.verifiers is not None
         return rl_step(self.policy, self.source, self.verifiers, self.recipe)
 
-    def batch(self, scored: Sequence[Scored], *, drop: bool = True) -> Batch:
+    def batch(self, scored: Sequence[ScoredGroup], *, drop: bool = True) -> Batch:
         algorithm = self.recipe.algorithm
         return pack(
             scored, group_advantages(scored, algorithm.advantage), loss=algorithm.loss,
             max_tokens=self.recipe.sampling.max_tokens, drop_zero_advantage=drop,
         )  # fmt: skip
 
-    def update(self, scored: Sequence[Scored], *, drop: bool = True) -> float:
+    def update(self, scored: Sequence[ScoredGroup], *, drop: bool = True) -> float:
         """Seconds of one update on these groups, from advantages to rounded weights."""
         began = time.perf_counter()
-        stats = self.policy.gather_gradient(self.batch(scored, drop=drop), self.recipe.algorithm)
-        self.policy.apply_gradient(loss=stats.means["loss"])
+        stats = self.policy.forward_backward(self.batch(scored, drop=drop), self.recipe.algorithm)
+        self.policy.optimizer_step(loss=stats.means["loss"])
         return time.perf_counter() - began
 
-    def padding(self, scored: Sequence[Scored]) -> float:
+    def padding(self, scored: Sequence[ScoredGroup]) -> float:
         """Share of the tokens of a forward that are padding."""
         budget = self.recipe.algorithm.tokens_per_microbatch
         masks = [m.attention_mask for m in self.policy.microbatches(self.batch(scored), budget)]
         return 1 - sum(int(m.sum()) for m in masks) / max(1, sum(m.numel() for m in masks))
 
-    def gradient(self, scored: Sequence[Scored]) -> torch.Tensor:
+    def gradient(self, scored: Sequence[ScoredGroup]) -> torch.Tensor:
         """The gradient of the fast path, one vector in float64."""
-        self.policy.gather_gradient(self.batch(scored), self.recipe.algorithm)
+        self.policy.forward_backward(self.batch(scored), self.recipe.algorithm)
         gradients = [g.flatten().double() for g in self.policy.optimizer.gradients()]
         self.policy.optimizer.zero_grad()
         return torch.cat(gradients)
 
-    def plain_gradient(self, scored: Sequence[Scored]) -> torch.Tensor:
+    def plain_gradient(self, scored: Sequence[ScoredGroup]) -> torch.Tensor:
         """The same from the model's own logits, a sequence at a time, no token shared or left out.
 
         On policy every ratio is 1, so the clipped term's gradient is that of A * ratio.
@@ -182,7 +182,7 @@ class Theirs:
 
     def __init__(
         self, work: Work, micro: int, output: str, *, steps: int,
-        verifiers: Verifiers | None = None, scored: Sequence[Scored] | None = None,
+        verifiers: Verifiers | None = None, scored: Sequence[ScoredGroup] | None = None,
         before: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         from datasets import Dataset
@@ -284,7 +284,7 @@ class Theirs:
         return self._scores
 
 
-def scores_of(group: Scored) -> list[float]:
+def scores_of(group: ScoredGroup) -> list[float]:
     """A number for each completion: a fault or a reward that does not apply counts 0."""
     return [getattr(outcome, "score", None) or 0.0 for outcome in group.outcomes]
 
@@ -294,7 +294,7 @@ def coin(problem: Problem, completion: Completion) -> float:
     return float(sum(completion.token_ids) % 2)
 
 
-def with_scores(scored: Sequence[Scored]) -> list[Scored]:
+def with_scores(scored: Sequence[ScoredGroup]) -> list[ScoredGroup]:
     """Faults made verdicts of 0, so that both sides count the same completions."""
     from r1lab.types import Verdict
 

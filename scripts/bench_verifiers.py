@@ -29,9 +29,9 @@ from hostile_strings import children, hostile_strings
 from respell import respelled
 
 from r1lab.rewards.math import judge, settled_fast
-from r1lab.rewards.math_read import read_answer
-from r1lab.types import Completion, Fault, Outcome, Problem, Verdict
-from r1lab.verify import IsolatedRunner, Item, Reward, load_reward
+from r1lab.rewards.math.read import read_answer
+from r1lab.types import Completion, Outcome, Problem, ScoringFailure, Verdict
+from r1lab.verify import IsolatedRunner, Reward, RewardCall, load_reward
 from r1lab.verify.hostile import hostile_items
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,10 +48,10 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def item(gold: str, given: str) -> Item:
+def item(gold: str, given: str) -> RewardCall:
     """An answer to judge against a gold answer."""
     completion = Completion((), "", "stop", 0, thinking="", answer=given)
-    return Item(Problem("bench", "", gold, "math"), completion, "")
+    return RewardCall(Problem("bench", "", gold, "math"), completion, "")
 
 
 def accepted(outcome: Outcome) -> bool:
@@ -138,7 +138,7 @@ def known_cases(runner: IsolatedRunner, reward: Reward) -> dict[str, Any]:
     cases = json.loads((ROOT / "docs/verifier_cases.json").read_text())
     items = {
         kind: [
-            Item(
+            RewardCall(
                 Problem("case", "", case["gold"], "math"),
                 Completion((), case["response"], "stop", 0, prefix="<think>"),
                 "",
@@ -206,7 +206,7 @@ def hostile(reward: Reward, num_workers: int, num_generated: int) -> dict[str, i
             over_limit += time.monotonic() - started > limit
             shifted += sum(accepted(outcomes[at]) != right for at, right in known.items())
             shifted += len(outcomes) != len(items)
-            faults += sum(isinstance(outcome, Fault) for outcome in outcomes)
+            faults += sum(isinstance(outcome, ScoringFailure) for outcome in outcomes)
             scored += sum(accepted(o) for i, o in enumerate(outcomes) if i not in known)
     for _ in range(50):
         if not children() - before:

@@ -29,11 +29,11 @@ from typing import Any
 
 from estimate_published import published_rows
 
+from r1lab.config.reading import load_recipe
+from r1lab.config.recipe import TrainRecipe
 from r1lab.estimate.constants import CPU_RUNTIME
 from r1lab.estimate.hardware import Cluster, this_cpu
 from r1lab.estimate.recipe import estimate_recipe
-from r1lab.recipe import TrainRecipe
-from r1lab.recipe_io import load_recipe
 
 MIB = 2**20
 HERE = Path(__file__).resolve()

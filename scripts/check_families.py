@@ -38,13 +38,13 @@ import torch
 from families import FAMILIES, FORWARD_ONLY, random_model
 from measure_sync import long_prompts, train
 
-from r1lab.grpo.floor import stirred_adapters
+from r1lab.config.recipe import LoraSettings, ModelSettings
+from r1lab.grpo.mismatch_baseline import perturbed_adapters
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
 from r1lab.model.weights import checkpoint_weights, save_checkpoint_folder
 from r1lab.precision import CHOICES, settled
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import LoraSettings, ModelSettings
 from r1lab.rollout.agreement import both_logprobs, k3_kl
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.sampler import Sampler
@@ -132,7 +132,7 @@ def measure(settings: ModelSettings, sampler: Sampler, way: str) -> Figures:
     if way == "lora":
         model = add_lora(model, LoraSettings(rank=16), seed=0)
     prompts = long_prompts(tokenizer)[:NUM_PROMPTS]
-    with stirred_adapters(model, seed=0):  # full weights have none
+    with perturbed_adapters(model, seed=0):  # full weights have none
         sampler.sync(checkpoint_weights(model), 0)
         floor, entropy = agreement(model, sampler, prompts, seed=1)
     sampler.sync(checkpoint_weights(model), 0)

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
+from r1lab.config.reading import load_recipe
+from r1lab.config.recipe import TrainRecipe
 from r1lab.model.load import load_base
 from r1lab.model.optim import MasterAdamW
 from r1lab.model.weights import save_checkpoint_folder
+from r1lab.problems.registry import load_mixture
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import TrainRecipe
-from r1lab.recipe_io import load_recipe
-from r1lab.registry import load_mixture
 from r1lab.rollout.source import encode_prompt
 from r1lab.types import Problem
 

@@ -45,8 +45,8 @@ def convert(source: Path, folder: Path) -> None:
     """Dequantise the GGUF file in `source` into `folder`."""
     from transformers import AutoTokenizer
 
+    from r1lab.config.recipe import ModelSettings
     from r1lab.model.load import prepare_base
-    from r1lab.recipe import ModelSettings
 
     settings = ModelSettings(path=str(source), gguf_file=GGUF_FILE)
     _, _, dequantised = prepare_base(settings, cache=source)

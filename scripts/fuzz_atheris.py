@@ -66,9 +66,9 @@ def fuzz(names: list[str], seconds: int, folder: Path) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["r1lab"]):
+        from r1lab.config.recipe import SourceSettings
+        from r1lab.problems.registry import load_problems
         from r1lab.prompts import TEMPLATES
-        from r1lab.recipe import SourceSettings
-        from r1lab.registry import load_problems
         from r1lab.verify import load_reward
         from r1lab.verify.check import respond
         from r1lab.verify.hostile import hostile_items

@@ -33,12 +33,12 @@ from hostile_strings import own_rewards
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from r1lab.problems import ProblemStream
+from r1lab.config.recipe import SourceSettings
+from r1lab.problems.mixture import ProblemStream
+from r1lab.problems.registry import load_problems
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import SourceSettings
-from r1lab.registry import load_problems
-from r1lab.types import Fault, Outcome, Problem, Verdict
-from r1lab.verify import IsolatedRunner, Item, Limits, Reward, load_reward
+from r1lab.types import Outcome, Problem, ScoringFailure, Verdict
+from r1lab.verify import IsolatedRunner, Reward, RewardCall, RewardLimits, load_reward
 from r1lab.verify.check import respond
 from r1lab.verify.hostile import hostile_items
 
@@ -107,15 +107,15 @@ def problems_for(reward: str) -> ProblemStream:
     return load_problems(source, "test")
 
 
-def item(problem: Problem, answer: str) -> Item:
-    return Item(problem, respond(TEMPLATE, answer), TEMPLATE.prompt(problem.question))
+def item(problem: Problem, answer: str) -> RewardCall:
+    return RewardCall(problem, respond(TEMPLATE, answer), TEMPLATE.prompt(problem.question))
 
 
 def alike(one: Outcome, other: Outcome) -> bool:
     if isinstance(one, Verdict) and isinstance(other, Verdict):
         return one == other
     # A limit may be met once and missed once; a fault is never a score of another response.
-    return isinstance(one, Fault) or isinstance(other, Fault)
+    return isinstance(one, ScoringFailure) or isinstance(other, ScoringFailure)
 
 
 def fuzz(
@@ -132,7 +132,7 @@ def fuzz(
         worst = max(worst, seconds)
         counts["over_limit"] += seconds > reward.limits.seconds + 0.5
     for start in range(0, len(batch), 500):
-        mixed: list[Item] = []
+        mixed: list[RewardCall] = []
         for index, one in enumerate(batch[start : start + 500]):
             gold = problems[index % 50]
             mixed += [one, item(gold, gold.answer)]
@@ -140,7 +140,7 @@ def fuzz(
         for index, outcome in enumerate(outcomes):
             if index % 2 == 0:
                 counts["shifted"] += not alike(outcome, alone[start + index // 2])
-                if isinstance(outcome, Fault):
+                if isinstance(outcome, ScoringFailure):
                     counts[f"fault {outcome.kind}"] += 1
             else:
                 (expected,) = GOLD.setdefault(
@@ -195,7 +195,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     worst: dict[str, float] = {}
     peak = 0
-    limits = Limits(options.seconds, options.memory_mib)
+    limits = RewardLimits(options.seconds, options.memory_mib)
     with IsolatedRunner() as runner:
         for name in options.rewards:
             began = time.perf_counter()

@@ -20,7 +20,7 @@ _PIECES = (
 
 def own_rewards() -> list[str]:
     """The shipped rewards that judge by themselves, not by a package of others."""
-    from r1lab.registry import shipped
+    from r1lab.problems.registry import shipped
 
     return [name for name in shipped("reward") if name not in ("math_verify", "reasoning_gym")]
 

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from r1lab.config.recipe import LoraSettings, ModelSettings
 from r1lab.data.corpus import Corpus, Dials
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
@@ -38,7 +39,6 @@ from r1lab.model.weights import checkpoint_weights, save_checkpoint_folder
 from r1lab.model.widen import widen
 from r1lab.precision import CHOICES, settled
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import LoraSettings, ModelSettings
 from r1lab.rollout.agreement import both_logprobs, k3_kl
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.sampler import Sampler

@@ -61,14 +61,14 @@ SETTINGS: dict[str, object] = {
 PHASES = {
     "sampling": ("r1lab.rollout.source", "RolloutSource.next"),
     "scoring": ("r1lab.verify.verifiers", "Verifiers.score"),
-    "gradient": ("r1lab.grpo.policy", "Policy.gather_gradient"),
-    "update": ("r1lab.grpo.policy", "Policy.apply_gradient"),
+    "gradient": ("r1lab.grpo.policy", "Policy.forward_backward"),
+    "update": ("r1lab.grpo.policy", "Policy.optimizer_step"),
     "sync": ("r1lab.rollout.source", "RolloutSource.sync"),
     "rollout file": ("r1lab.run_folder", "RunFolder.write_rollouts"),
     "metrics line": ("r1lab.run_folder", "RunFolder.log_metrics"),
     "evaluation": ("r1lab.run_folder", "RunFolder.write_eval"),
     "checkpoint": ("r1lab.grpo.checkpoint", "save_checkpoint"),
-    "checkpoint: model": ("r1lab.grpo.keeper", "save_checkpoint_folder"),
+    "checkpoint: model": ("r1lab.grpo.checkpoint_manager", "save_checkpoint_folder"),
     "checkpoint: manifest": ("r1lab.grpo.checkpoint", "_write_manifest"),
     "checkpoint: to disk": ("r1lab.grpo.checkpoint", "_sync_tree"),
     "checkpoint: clearing": ("r1lab.grpo.checkpoint", "list_checkpoints"),
@@ -188,14 +188,14 @@ def child(pipe: Connection, folder: Path, settings: dict[str, object]) -> None:
             owner = getattr(owner, parent)
         setattr(owner, name, announced(getattr(owner, name), pipe, phase))
     # keeper took it by name.
-    importlib.import_module("r1lab.grpo.keeper").save_checkpoint = importlib.import_module(
-        "r1lab.grpo.checkpoint"
-    ).save_checkpoint
+    importlib.import_module(
+        "r1lab.grpo.checkpoint_manager"
+    ).save_checkpoint = importlib.import_module("r1lab.grpo.checkpoint").save_checkpoint
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.log").open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        from r1lab.cli import main
+        from r1lab.cli.app import main
 
         arguments = [f"--{key}={value}" for key, value in settings.items()]
         resume = ["--resume"] if (folder / "recipe.yaml").exists() else []

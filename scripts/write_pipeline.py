@@ -68,7 +68,7 @@ def read_seed(folder: Path) -> dict[str, Any]:
 def record_of(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """What is committed: stages in order, then students; means over seeds.
 
-    Beside each mean stand `NAME_interval` (95%, null with one seed) and `NAME_by_seed`.
+    BackgroundExecutor each mean stand `NAME_interval` (95%, null with one seed) and `NAME_by_seed`.
     """
     first = seeds[0]
 

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1lab.cli import build_parser
-from r1lab.recipe import PretrainRecipe, TrainRecipe
-from r1lab.recipe_keys import KeyRow, describe
+from r1lab.cli.app import build_parser
+from r1lab.config.keys import KeyRow, describe
+from r1lab.config.recipe import PretrainRecipe, TrainRecipe
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs/reference"
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from r1lab.reproduce.campaign import Campaign, record_key
 from r1lab.reproduce.draw import draw_experiment
 from r1lab.reproduce.experiment import Experiment, experiment_names, load_experiment
-from r1lab.reproduce.measure import Finding, Outcome, Records, outcome_of
-from r1lab.reproduce.record import Record, read_records
+from r1lab.reproduce.measure import ExperimentOutcome, Records, ThresholdResult, outcome_of
+from r1lab.reproduce.record import RunRecord, read_records
 from r1lab.types import R1labError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -45,7 +45,7 @@ def main() -> int:
             records = {**records, **read_runs(campaign, experiment)}
     write_records(records)
     records = read_records(RECORDS)  # rounded as they are kept: what is said follows from those
-    outcomes: list[tuple[Experiment, Outcome]] = []
+    outcomes: list[tuple[Experiment, ExperimentOutcome]] = []
     for experiment in experiments:
         found, missing = records_of(experiment, records, seeds)
         if missing:
@@ -60,7 +60,7 @@ def main() -> int:
     return 0
 
 
-def read_runs(campaign: Campaign, experiment: Experiment) -> dict[str, Record]:
+def read_runs(campaign: Campaign, experiment: Experiment) -> dict[str, RunRecord]:
     """The records of those of an experiment's runs that have come to their end."""
     found = {}
     for arm in experiment.arms:
@@ -73,7 +73,7 @@ def read_runs(campaign: Campaign, experiment: Experiment) -> dict[str, Record]:
 
 
 def records_of(
-    experiment: Experiment, records: Mapping[str, Record], seeds: Sequence[int]
+    experiment: Experiment, records: Mapping[str, RunRecord], seeds: Sequence[int]
 ) -> tuple[Records, list[str]]:
     """An experiment's records by arm, and the keys of those that are missing."""
     keys = {arm: [record_key(experiment, arm, seed) for seed in seeds] for arm in experiment.arms}
@@ -81,7 +81,7 @@ def records_of(
     return {arm: [records[k] for k in of if k in records] for arm, of in keys.items()}, missing
 
 
-def write_records(records: Mapping[str, Record]) -> None:
+def write_records(records: Mapping[str, RunRecord]) -> None:
     """One line a record, sorted, so that a change shows which run is new."""
     RECORDS.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(
@@ -91,7 +91,7 @@ def write_records(records: Mapping[str, Record]) -> None:
     RECORDS.write_text(f'{{"records": {{\n{lines}\n}}}}\n', encoding="utf-8")
 
 
-def write_tables(outcomes: list[tuple[Experiment, Outcome]]) -> None:
+def write_tables(outcomes: list[tuple[Experiment, ExperimentOutcome]]) -> None:
     path = DOCS / "reproduction.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -107,7 +107,7 @@ def write_tables(outcomes: list[tuple[Experiment, Outcome]]) -> None:
     path.write_text("\n".join([before.rstrip(), "", *parts, "", END]) + after, encoding="utf-8")
 
 
-def _section(experiment: Experiment, outcome: Outcome) -> list[str]:
+def _section(experiment: Experiment, outcome: ExperimentOutcome) -> list[str]:
     seeds = ", ".join(map(str, outcome.seeds))
     return [
         f"`r1lab reproduce {outcome.name}` (seeds {seeds}; arms {', '.join(experiment.arms)}). "
@@ -131,7 +131,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _said(found: Finding, *, name: bool = True) -> str:
+def _said(found: ThresholdResult, *, name: bool = True) -> str:
     interval = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
     return (f"{found.says}: " if name else "") + f"{found.mean:.3f}{interval}"
 

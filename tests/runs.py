@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1lab.config.reading import dump_resolved
+from r1lab.config.recipe import ProblemSettings, SourceSettings, TrainRecipe
 from r1lab.evaluate.intervals import Estimate
 from r1lab.evaluate.result import EvalResult, ProblemResult, Sample, Scores
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
-from r1lab.recipe_io import dump_resolved
 from r1lab.run_folder import RunFolder
-from r1lab.types import Completion, Fault, Outcome, Problem, Rollout, Scored, Verdict
+from r1lab.types import Completion, Outcome, Problem, Rollout, ScoredGroup, ScoringFailure, Verdict
 
 COMPACT = TEMPLATES["compact"]
 # What a model might write to take the page over, were it read as markup.
@@ -76,7 +76,7 @@ def make_run(
         if hostile and step == steps:
             scored[0] = _taken_over(scored[0])
         outcomes = [outcome for group in scored for outcome in group.outcomes]
-        faults = sum(isinstance(outcome, Fault) for outcome in outcomes)
+        faults = sum(isinstance(outcome, ScoringFailure) for outcome in outcomes)
         folder.log_metrics(step, {
             "reward": skill + 0.2, "accuracy": skill, "format": 0.9, "length": 20.0 + step,
             "length_right": 22.0 + step, "length_wrong": None if step == steps else 18.0,
@@ -116,7 +116,7 @@ def _completion(text: str, num_tokens: int, ended: str = "stop") -> Completion:
     )  # fmt: skip
 
 
-def _group(draw: Draw, step: int, number: int, size: int, skill: float) -> Scored:
+def _group(draw: Draw, step: int, number: int, size: int, skill: float) -> ScoredGroup:
     problem = _problem(1000 * step + number, "train")
     completions, outcomes = [], []
     for _ in range(size):
@@ -127,24 +127,24 @@ def _group(draw: Draw, step: int, number: int, size: int, skill: float) -> Score
         reason = "accuracy: the same number" if right else "accuracy: another number"
         parts = {"accuracy": float(right), "format": 1.0}
         outcomes.append(Verdict(right + 0.2, reason, parts))
-    return Scored(Rollout(problem, (1,), tuple(completions)), tuple(outcomes))
+    return ScoredGroup(Rollout(problem, (1,), tuple(completions)), tuple(outcomes))
 
 
-def _taken_over(group: Scored) -> Scored:
+def _taken_over(group: ScoredGroup) -> ScoredGroup:
     """The group with a hostile first response, a second that faulted, a third that was cut off."""
     rest = group.rollout.completions[3:]
     cut = _completion("and so on and", 128, "length")
     completions = (_completion(HOSTILE, 40), _completion(" x </think>", 3), cut, *rest)
     outcomes: Sequence[Outcome] = (
         Verdict(0.2, "accuracy: <i>another</i> number", {"accuracy": 0.0, "format": 1.0}),
-        Fault("timeout", "math: <u>5 s</u>"), Verdict(0.0, "no answer", {"accuracy": 0.0}),
+        ScoringFailure("timeout", "math: <u>5 s</u>"), Verdict(0.0, "no answer", {"accuracy": 0.0}),
         *group.outcomes[3:],
     )  # fmt: skip
     problem = Problem(
         id="<hr>-0", question="<script>1</script> + 1 ?", answer="<em>2</em>", verifier="math",
         source="sums",
     )  # fmt: skip
-    return Scored(Rollout(problem, (1,), completions), tuple(outcomes))
+    return ScoredGroup(Rollout(problem, (1,), completions), tuple(outcomes))
 
 
 def _evaluation(draw: Draw, step: int, skill: float) -> EvalResult:

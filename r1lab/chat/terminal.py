@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TextIO
 
-from r1lab.chat.speakers import Speaker
+from r1lab.chat.backends import Speaker
 from r1lab.hints import nearest
 from r1lab.prompts import THINK_CLOSE, THINK_OPEN
 from r1lab.report.text import printable

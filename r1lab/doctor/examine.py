@@ -9,8 +9,8 @@ from pathlib import Path
 from r1lab.doctor.host import disk_facts, host_facts
 from r1lab.doctor.packages import SETUP, package_facts, package_findings
 from r1lab.doctor.probe import run_probes
-from r1lab.doctor.records import Facts, Finding, Report
-from r1lab.rollout.vllm_facts import MLA_KERNEL_SHAPE, installed_build
+from r1lab.doctor.records import MachineCheck, MachineFacts, Report
+from r1lab.rollout.vllm.build_info import MLA_KERNEL_SHAPE, installed_build
 
 # What the quickstart needs at least, with its engine and its checkpoints (measured: 3.0 GiB of
 # memory, 0.1 GiB of disk). Larger bases need more.
@@ -46,7 +46,7 @@ def examine(run_folder: Path = Path("runs")) -> Report:
     return Report(facts, findings)
 
 
-def _with_metadata(vllm: Facts) -> Facts:
+def _with_metadata(vllm: MachineFacts) -> MachineFacts:
     """What an unfinished import leaves to be read from the installed package's metadata."""
     if "unfinished" not in vllm:
         return vllm
@@ -56,38 +56,40 @@ def _with_metadata(vllm: Facts) -> Facts:
     return {**asdict(build), "platform": {"cpu": "cpu", "gpu": "cuda"}[build.device], **vllm}
 
 
-def _host_findings(host: Facts) -> list[Finding]:
+def _host_findings(host: MachineFacts) -> list[MachineCheck]:
     cores = f"{host['cores_usable']} of {host['cores']} cores"
     if host["cores_quota"] is not None:
         cores += f", held to {host['cores_quota']:g} by a control group"
     features = ", ".join(host["features"]) or "none of those that matter"
-    found = [Finding("cpu", "ok", f"{host['cpu']}, {cores}; {features}")]
+    found = [MachineCheck("cpu", "ok", f"{host['cpu']}, {cores}; {features}")]
     memory = f"{host['memory_available_gib']:g} of {host['memory_gib'] or 0:g} GiB free"
     if host["memory_limit_gib"] is not None:
         memory += f", held to {host['memory_limit_gib']:g} by a control group"
     if host["memory_available_gib"] < _MEMORY_GIB:
         fix = f"the smallest run needs {_MEMORY_GIB:g} GiB: end other programs or raise the limit"
-        found.append(Finding("memory", "missing", memory, fix))
+        found.append(MachineCheck("memory", "missing", memory, fix))
     else:
-        found.append(Finding("memory", "ok", memory))
+        found.append(MachineCheck("memory", "ok", memory))
     return found
 
 
-def _torch_findings(torch: Facts) -> list[Finding]:
+def _torch_findings(torch: MachineFacts) -> list[MachineCheck]:
     if "error" in torch:
-        return [Finding("torch", "missing", f"cannot be imported: {torch['error']}", SETUP)]
+        return [MachineCheck("torch", "missing", f"cannot be imported: {torch['error']}", SETUP)]
     if "unfinished" in torch:
         said = f"its import took longer than {torch['unfinished']:g} seconds: not looked at"
-        return [Finding("torch", "warning", said, "call r1lab doctor again: imports get faster")]
+        return [
+            MachineCheck("torch", "warning", said, "call r1lab doctor again: imports get faster")
+        ]
     found = [_gpu_finding(torch)]
     speed = torch["bfloat16_speed"]
     said = ", ".join(f"{ratio:g} times as fast as float32 ({at})" for at, ratio in speed.items())
     if min(speed.values()) >= _BFLOAT16_PAYS:
-        return [*found, Finding("bfloat16", "ok", said)]
-    return [*found, Finding("bfloat16", "warning", said, _FLOAT32)]
+        return [*found, MachineCheck("bfloat16", "ok", said)]
+    return [*found, MachineCheck("bfloat16", "warning", said, _FLOAT32)]
 
 
-def _gpu_finding(torch: Facts) -> Finding:
+def _gpu_finding(torch: MachineFacts) -> MachineCheck:
     gpus = torch["gpus"]
     if gpus:
         said = "; ".join(
@@ -96,22 +98,22 @@ def _gpu_finding(torch: Facts) -> Finding:
             for gpu in gpus
         )
         if not all(gpu["bfloat16"] for gpu in gpus):
-            return Finding("gpu", "warning", f"{said}; no bfloat16", _FLOAT32)
-        return Finding("gpu", "ok", said)
+            return MachineCheck("gpu", "warning", f"{said}; no bfloat16", _FLOAT32)
+        return MachineCheck("gpu", "ok", said)
     if shutil.which("nvidia-smi"):
-        return Finding(
+        return MachineCheck(
             "gpu", "warning",
             f"nvidia-smi is here, and torch {torch['version']} sees no GPU (it is built for "
             f"{torch['built_for']})",
             "DEVICE=gpu make setup; in a container, hand the GPU in (docker run --gpus all)",
         )  # fmt: skip
-    return Finding("gpu", "ok", "none: training runs on the CPU")
+    return MachineCheck("gpu", "ok", "none: training runs on the CPU")
 
 
-def _vllm_findings(vllm: Facts, has_gpu: bool) -> list[Finding]:
+def _vllm_findings(vllm: MachineFacts, has_gpu: bool) -> list[MachineCheck]:
     if "error" in vllm:
         return [
-            Finding(
+            MachineCheck(
                 "vllm", "warning", f"cannot be imported: {vllm['error']}",
                 f"{SETUP}; without it --sampling.engine transformers samples, slower",
             )
@@ -120,14 +122,16 @@ def _vllm_findings(vllm: Facts, has_gpu: bool) -> list[Finding]:
     if "unfinished" in vllm:
         said += f" by its metadata: its import was not awaited past {vllm['unfinished']:g} seconds"
     if has_gpu and vllm["platform"] == "cpu":
-        return [Finding("vllm", "warning", f"{said}, and there is a GPU", "DEVICE=gpu make setup")]
+        return [
+            MachineCheck("vllm", "warning", f"{said}, and there is a GPU", "DEVICE=gpu make setup")
+        ]
     if has_gpu and shutil.which("cc") is None and shutil.which("gcc") is None:
         # On GPUs vLLM compiles kernels when it starts.
-        return [Finding("vllm", "warning", f"{said}; no C compiler", "apt install gcc")]
-    return [Finding("vllm", "ok", said)]
+        return [MachineCheck("vllm", "warning", f"{said}; no C compiler", "apt install gcc")]
+    return [MachineCheck("vllm", "ok", said)]
 
 
-def _attention_finding(torch: Facts, vllm: Facts) -> Finding:
+def _attention_finding(torch: MachineFacts, vllm: MachineFacts) -> MachineCheck:
     kernels = [name for name, is_there in torch.get("attention", {}).items() if is_there]
     trainer = ", ".join(kernels) or "torch's own for the CPU"
     if torch.get("gpus") and not kernels:
@@ -136,10 +140,10 @@ def _attention_finding(torch: Facts, vllm: Facts) -> Finding:
     if vllm.get("platform") == "cpu":
         rank, rope = MLA_KERNEL_SHAPE
         sampler += f"; latent attention (MLA) only at {rank} + {rope}, other shapes decompressed"
-    return Finding("attention", "ok", f"trainer: {trainer}; sampler: {sampler}")
+    return MachineCheck("attention", "ok", f"trainer: {trainer}; sampler: {sampler}")
 
 
-def _disk_findings(disk: Facts) -> list[Finding]:
+def _disk_findings(disk: MachineFacts) -> list[MachineCheck]:
     found = []
     for name, place in disk.items():
         free = place["free_gib"]
@@ -149,26 +153,26 @@ def _disk_findings(disk: Facts) -> list[Finding]:
         if name == "shared_memory":
             if free < 0.1:
                 fix = "several processes share memory there: docker run --shm-size 2g"
-                found.append(Finding(name, "warning", said, fix))
+                found.append(MachineCheck(name, "warning", said, fix))
             continue
         if free >= _DISK_GIB:
-            found.append(Finding(f"disk_{name}", "ok", said))
+            found.append(MachineCheck(f"disk_{name}", "ok", said))
         elif name == "runs":
             fix = "checkpoints and rollouts go there: free some, or name a folder with --output"
-            found.append(Finding("disk_runs", "missing", said, fix))
+            found.append(MachineCheck("disk_runs", "missing", said, fix))
         else:
             fix = "downloaded models go there: free some, or set HF_HUB_CACHE"
-            found.append(Finding(f"disk_{name}", "warning", said, fix))
+            found.append(MachineCheck(f"disk_{name}", "warning", said, fix))
     return found
 
 
-def _hub_finding(hub: Facts) -> Finding:
+def _hub_finding(hub: MachineFacts) -> MachineCheck:
     folder = "bases are read from folders and from the hub's cache"
     if hub.get("reachable"):
-        return Finding("hub", "ok", f"{hub['address']} answers")
+        return MachineCheck("hub", "ok", f"{hub['address']} answers")
     if hub.get("offline_by_choice"):
-        return Finding("hub", "ok", f"offline by HF_HUB_OFFLINE: {folder}")
-    return Finding(
+        return MachineCheck("hub", "ok", f"offline by HF_HUB_OFFLINE: {folder}")
+    return MachineCheck(
         "hub", "ok", f"not reachable ({hub.get('error') or hub.get('status')}): {folder}",
         "for a base by its hub name: set HF_ENDPOINT to a mirror, or copy the folder here",
     )  # fmt: skip

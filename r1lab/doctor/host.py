@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from r1lab.doctor.records import Facts
+from r1lab.doctor.records import MachineFacts
 from r1lab.precision import cpu_flags
 
 GIB = 2**30
@@ -24,7 +24,7 @@ _FEATURES = (
 )  # fmt: skip
 
 
-def host_facts(root: Path = Path("/")) -> Facts:
+def host_facts(root: Path = Path("/")) -> MachineFacts:
     """Cores, features and memory. `root` is where /proc and /sys are looked for (for tests)."""
     cpu = _cpu_info(root / "proc/cpuinfo")
     memory = _meminfo(root / "proc/meminfo")
@@ -53,7 +53,7 @@ def usable_cores(root: Path = Path("/")) -> int:
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
-def disk_facts(run_folder: Path, hub_cache: Path) -> Facts:
+def disk_facts(run_folder: Path, hub_cache: Path) -> MachineFacts:
     """Free GiB where runs, downloaded models and shared memory go; None where there is no such."""
     places = {"runs": run_folder, "hub_cache": hub_cache, "shared_memory": Path("/dev/shm")}
     return {name: {"path": str(path), "free_gib": _free_gib(path)} for name, path in places.items()}

@@ -8,8 +8,8 @@ import re
 from importlib import metadata
 
 from r1lab import __version__
-from r1lab.doctor.records import Facts, Finding
-from r1lab.rollout.vllm_facts import DISTRIBUTIONS
+from r1lab.doctor.records import MachineCheck, MachineFacts
+from r1lab.rollout.vllm.build_info import DISTRIBUTIONS
 
 SHOWN = (
     "torch", *DISTRIBUTIONS, "transformers", "accelerate", "peft", "trl", "datasets",
@@ -18,7 +18,7 @@ SHOWN = (
 SETUP = "run `make setup` (DEVICE=gpu for GPUs), or install r1lab's extra [cpu] or [gpu]"
 
 
-def package_facts() -> Facts:
+def package_facts() -> MachineFacts:
     """Versions by name, None where a package is missing."""
     return {
         "python": platform.python_version(),
@@ -27,7 +27,7 @@ def package_facts() -> Facts:
     }
 
 
-def package_findings() -> list[Finding]:
+def package_findings() -> list[MachineCheck]:
     """Whether what training needs is there, in the versions that r1lab asks for.
 
     The extra [train] is needed; of the packages named `vllm` see `vllm_findings`.
@@ -35,9 +35,9 @@ def package_findings() -> list[Finding]:
     needed = _requirements("train")
     missing = sorted(name for name in needed if _version(name) is None)
     if missing:
-        return [Finding("packages", "missing", f"not installed: {', '.join(missing)}", SETUP)]
+        return [MachineCheck("packages", "missing", f"not installed: {', '.join(missing)}", SETUP)]
     if importlib.util.find_spec("packaging") is None:
-        return [Finding("packages", "missing", "not installed: packaging", SETUP)]
+        return [MachineCheck("packages", "missing", "not installed: packaging", SETUP)]
     from packaging.requirements import Requirement
 
     wrong = [
@@ -47,10 +47,10 @@ def package_findings() -> list[Finding]:
         and not requirement.specifier.contains(version := _version(name) or "", prereleases=True)
     ]
     if wrong:
-        return [Finding("packages", "warning", f"other versions: {', '.join(wrong)}", SETUP)]
+        return [MachineCheck("packages", "warning", f"other versions: {', '.join(wrong)}", SETUP)]
     shown = ("torch", "transformers", "accelerate", "peft", "trl")
     found = ", ".join(f"{name} {_version(name)}" for name in shown)
-    return [Finding("packages", "ok", f"Python {platform.python_version()}, {found}")]
+    return [MachineCheck("packages", "ok", f"Python {platform.python_version()}, {found}")]
 
 
 def _requirements(extra: str) -> dict[str, str]:

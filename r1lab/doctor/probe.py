@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Probe = Callable[[], dict[str, Any]]
+MachineProbe = Callable[[], dict[str, Any]]
 
 DEADLINE = 7.0  # seconds for all of them: nobody waits longer for a word about a machine
 _PROCESSES = (("torch", "vllm"), ("hub",))
@@ -125,7 +125,7 @@ def bfloat16_speed(width: int, tokens: int, repeats: int = 7) -> float:
 
 def vllm_facts() -> dict[str, Any]:
     """What the installed vLLM says of itself once it is imported."""
-    from r1lab.rollout.vllm_facts import probe
+    from r1lab.rollout.vllm.build_info import probe
 
     return probe()
 
@@ -155,7 +155,7 @@ def hub_facts() -> dict[str, Any]:
         return {**facts, "reachable": False, "error": str(why)}
 
 
-PROBES: Mapping[str, Probe] = {"torch": torch_facts, "vllm": vllm_facts, "hub": hub_facts}
+PROBES: Mapping[str, MachineProbe] = {"torch": torch_facts, "vllm": vllm_facts, "hub": hub_facts}
 
 
 def _look(name: str) -> dict[str, Any]:

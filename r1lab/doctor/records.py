@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Level = Literal["ok", "warning", "missing"]
+MachineLevel = Literal["ok", "warning", "missing"]
 
-Facts = dict[str, Any]
+MachineFacts = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class MachineCheck:
     """One thing that was looked at.
 
     level   ok; warning: training works without it, or slower; missing: no training without it
@@ -21,7 +21,7 @@ class Finding:
     """
 
     name: str
-    level: Level
+    level: MachineLevel
     found: str
     fix: str = ""
 
@@ -30,8 +30,8 @@ class Finding:
 class Report:
     """All that was found: `facts` by topic, for programs; `findings`, for people."""
 
-    facts: Mapping[str, Facts]
-    findings: tuple[Finding, ...]
+    facts: Mapping[str, MachineFacts]
+    findings: tuple[MachineCheck, ...]
 
     @property
     def can_train(self) -> bool:

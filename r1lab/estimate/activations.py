@@ -10,8 +10,8 @@ Deviations: the experts' indices and rotary tables are left out (well under a pe
 
 from __future__ import annotations
 
+from r1lab.config.recipe import LoraSettings
 from r1lab.estimate.shape import ModelShape
-from r1lab.recipe import LoraSettings
 
 _FLOAT32 = 4
 # Bytes of a routed token's indices and weight, and of a norm's scale or an attention's sum a head.

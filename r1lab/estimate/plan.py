@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from r1lab.config.recipe import LoraSettings
 from r1lab.estimate.constants import LENGTH_SPREAD, MEAN_OF_CAP
 from r1lab.estimate.hardware import GIB, Cluster
 from r1lab.estimate.memory import Memory, memory_of, trained_parameters
 from r1lab.estimate.shape import ModelShape
 from r1lab.estimate.timing import LAYOUTS, Layout, StepTime, step_time
 from r1lab.estimate.workload import Workload
-from r1lab.recipe import LoraSettings
 
 _REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SMALLER = "a smaller model, or shorter responses (--sampling.max_tokens)"
@@ -24,7 +24,7 @@ _LARGER: dict[Layout, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class RunEstimate:
     """What a run needs: one device's memory, a step's seconds, the run's hours and price.
 
     `step` is None where it does not fit. `price` is dollars for an hour of one device, None where
@@ -98,7 +98,7 @@ def estimate(
     layout: Layout | None = None,
     price: float | None = None,
     assumed: Iterable[str] = (),
-) -> Estimate:
+) -> RunEstimate:
     """Lay a workload out on a cluster and count. Without a `layout`: the first that fits.
 
     That is the whole trainer in each process where there is room, else its state divided over all
@@ -112,7 +112,7 @@ def estimate(
     step = None
     if memory.fits:
         step = step_time(shape, work, cluster, layout=name, replica=replica)
-    return Estimate(
+    return RunEstimate(
         model=model,
         shape=shape,
         work=work,
@@ -233,7 +233,7 @@ def mean_assumption(work: Workload) -> str:
     )
 
 
-def memory_rows(found: Estimate) -> list[tuple[str, float, str]]:
+def memory_rows(found: RunEstimate) -> list[tuple[str, float, str]]:
     """(part, GiB of one device, note) of the table, in the order of `memory_of`."""
     passing = [part for part in found.memory.parts if part.passing]
     largest = max(passing, key=lambda part: part.size, default=None)

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from r1lab.config.recipe import TrainRecipe
 from r1lab.estimate.hardware import Cluster
-from r1lab.estimate.plan import Estimate, estimate, known_sizes, mean_assumption
+from r1lab.estimate.plan import RunEstimate, estimate, known_sizes, mean_assumption
 from r1lab.estimate.shape import shape_of
 from r1lab.estimate.timing import Layout
 from r1lab.estimate.workload import workload_of
 from r1lab.hints import nearest
 from r1lab.model.files import quick_tokenizer
 from r1lab.model.load import resolve_folder, shipped_models
+from r1lab.problems.registry import load_mixture
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import TrainRecipe
-from r1lab.registry import load_mixture
 from r1lab.types import R1labError, RecipeError
 
 _NUM_PROMPTS = 64  # whose mean length is taken
@@ -33,7 +33,7 @@ def estimate_recipe(
     price: float | None = None,
     mean: float | None = None,
     layout: Layout | None = None,
-) -> Estimate:
+) -> RunEstimate:
     """What `recipe` needs on `cluster`; `mean` response tokens where they are known.
 
     Reads config.json and, where it is there, tokenizer.json: no weights, no network. Raises

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from r1lab.estimate.constants import OPEN_FRAMEWORKS
 from r1lab.estimate.hardware import GIB
 from r1lab.estimate.memory import trained_parameters
-from r1lab.estimate.plan import Estimate, memory_rows
+from r1lab.estimate.plan import RunEstimate, memory_rows
 from r1lab.estimate.timing import StepTime
 
 
-def table(found: Estimate) -> str:
+def table(found: RunEstimate) -> str:
     """All of it. Where it does not fit there is no time and no cost."""
     lines = [*_heading(found), "", *_memory(found), ""]
     if found.step is not None:
@@ -19,7 +19,7 @@ def table(found: Estimate) -> str:
     return "\n".join([*lines, *_notes(found)])
 
 
-def brief(found: Estimate) -> str:
+def brief(found: RunEstimate) -> str:
     """Three lines, for a dry run."""
     memory = found.memory
     verdict = "fits" if memory.fits else "does NOT fit: " + "; or ".join(found.changes[:2])
@@ -34,7 +34,7 @@ def brief(found: Estimate) -> str:
     return "\n".join(lines)
 
 
-def _heading(found: Estimate) -> Iterator[str]:
+def _heading(found: RunEstimate) -> Iterator[str]:
     shape, work = found.shape, found.work
     active = shape.active_parameters
     of_each = f", {_count(active)} of them for a token" if shape.mixture else ""
@@ -53,7 +53,7 @@ def _heading(found: Estimate) -> Iterator[str]:
     yield f"on {found.cluster.name}: {spread}"
 
 
-def _memory(found: Estimate) -> Iterator[str]:
+def _memory(found: RunEstimate) -> Iterator[str]:
     memory = found.memory
     yield f"{'memory of each device':24} {'GiB':>9}"
     for name, size, note in memory_rows(found):
@@ -85,7 +85,7 @@ def _time(step: StepTime) -> Iterator[str]:
     yield f"  {'together':22} {step.total:9.2f}"
 
 
-def _cost(found: Estimate) -> Iterator[str]:
+def _cost(found: RunEstimate) -> Iterator[str]:
     hours, spent, dollars = found.hours, found.device_hours, found.dollars
     assert hours is not None and spent is not None
     is_cpu = found.cluster.device.is_cpu
@@ -102,7 +102,7 @@ def _cost(found: Estimate) -> Iterator[str]:
         )
 
 
-def _notes(found: Estimate) -> Iterator[str]:
+def _notes(found: RunEstimate) -> Iterator[str]:
     yield "assumed:"
     for note in found.assumed:
         yield f"  - {note}"

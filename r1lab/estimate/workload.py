@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from r1lab.config.recipe import LoraSettings, TrainRecipe
 from r1lab.estimate.constants import MEAN_OF_CAP
-from r1lab.recipe import LoraSettings, TrainRecipe
 
-# r1lab.grpo.shared's SHORT and FAMILIES, which cannot be imported without torch.
+# r1lab.grpo.prefix_sharing's SHORT and FAMILIES, which cannot be imported without torch.
 _SHORT = 256
 _SHARING = ("deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from r1lab.evaluate.askers import LocalAsker
+from r1lab.evaluate.completion_clients import LocalAsker
 from r1lab.evaluate.intervals import Estimate
 from r1lab.evaluate.result import ProblemResult, Sample
 from r1lab.evaluate.run import Asked, problem_results, summarise

@@ -37,7 +37,7 @@ from r1lab.types import R1labError
 
 NUM_PERMUTATIONS = 20_000
 FIGURES = ("pass_at_1", "cons_at_k", "length")
-Result = Mapping[str, Any]  # `EvalResult.as_dict`, perhaps read back from JSON
+ComparedResult = Mapping[str, Any]  # `EvalResult.as_dict`, perhaps read back from JSON
 Table = NDArray[np.float64]
 
 
@@ -70,7 +70,7 @@ class Difference:
 
 
 def compare(
-    first: Sequence[Result], second: Sequence[Result], *, seed: int = 0
+    first: Sequence[ComparedResult], second: Sequence[ComparedResult], *, seed: int = 0
 ) -> list[Difference]:
     """The differences of pass@1, cons@k and length between two sides, paired by problem.
 
@@ -87,7 +87,7 @@ def compare(
 
 
 def compare_figure(
-    first: Sequence[Result], second: Sequence[Result], figure: str, *, seed: int = 0
+    first: Sequence[ComparedResult], second: Sequence[ComparedResult], figure: str, *, seed: int = 0
 ) -> Difference | None:
     """One figure of `compare`; None where a side has no value of it at all."""
     sides = [[_by_problem(result, figure) for result in side] for side in (first, second)]
@@ -108,7 +108,7 @@ def compare_figure(
     )
 
 
-def across_seeds(results: Sequence[Result], figure: str = "pass_at_1") -> Estimate:
+def across_seeds(results: Sequence[ComparedResult], figure: str = "pass_at_1") -> Estimate:
     """The mean of a figure over runs, with an interval for another seed and other problems.
 
     Raises R1labError for fewer than two results, or fewer than two problems in common.
@@ -130,13 +130,13 @@ def across_runs(values: Table) -> Estimate:
     return Estimate(mean, mean - reach, mean + reach)
 
 
-def fault_share(result: Result) -> float:
+def fault_share(result: ComparedResult) -> float:
     """The share of a result's samples that could not be judged."""
     faults = [bool(s.get("fault")) for problem in result["problems"] for s in problem["samples"]]
     return sum(faults) / len(faults) if faults else 0.0
 
 
-def settings_that_differ(first: Result, second: Result) -> list[str]:
+def settings_that_differ(first: ComparedResult, second: ComparedResult) -> list[str]:
     """What was not the same in two evaluations: 'temperature 1.0 / 0.6'."""
     names = ("suite", "template", "k", "temperature", "top_p", "max_tokens", "accuracy", "shots")
     return [
@@ -195,7 +195,7 @@ def _reach(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
     return student_quantile((1 + LEVEL) / 2, freedom) * math.sqrt(total), freedom
 
 
-def _by_problem(result: Result, figure: str) -> dict[str, float]:
+def _by_problem(result: ComparedResult, figure: str) -> dict[str, float]:
     """The figure of each problem, by its id and question, where it has a judged sample.
 
     A faulted sample counts as wrong; above MAX_FAULT_SHARE of them only the length is a figure.

@@ -12,22 +12,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from r1lab.config.recipe import EvaluationSettings
+from r1lab.evaluate.answer_clusters import answer_groups, is_readable
 from r1lab.evaluate.estimators import maj_at_k, pass_at_k
-from r1lab.evaluate.groups import answer_groups, is_readable
 from r1lab.evaluate.intervals import LEVEL, Estimate, bootstrap
 from r1lab.evaluate.result import MAX_FAULT_SHARE, EvalResult, ProblemResult, Sample, Scores
 from r1lab.prompts import Template, read_response
-from r1lab.recipe import EvaluationSettings
 from r1lab.rollout.sampler import Sampler
 from r1lab.types import (
     Completion,
-    Fault,
     Outcome,
     Problem,
     R1labError,
     Rollout,
     SamplingSettings,
-    Scored,
+    ScoredGroup,
+    ScoringFailure,
 )
 from r1lab.verify import Verifiers
 
@@ -38,8 +38,8 @@ Encode = Callable[[str], Sequence[int]]
 class Asked:
     """Judged samples of some problems: `sampled` with k completions each, `greedy` with one."""
 
-    sampled: tuple[Scored, ...]
-    greedy: tuple[Scored, ...] | None = None
+    sampled: tuple[ScoredGroup, ...]
+    greedy: tuple[ScoredGroup, ...] | None = None
 
 
 def evaluate(
@@ -86,7 +86,7 @@ def ask(
     # Processes ask shares of their own: with one seed their random streams would be the same.
     seed = settings.seed + 1_000_003 * int(os.environ.get("RANK", "0"))
 
-    def scored(sampling: SamplingSettings) -> tuple[Scored, ...]:
+    def scored(sampling: SamplingSettings) -> tuple[ScoredGroup, ...]:
         groups = sampler.generate(prompts, sampling, template=template)
         return tuple(
             verifiers.score(
@@ -278,7 +278,7 @@ def _figures(
 
 
 def _problem(
-    scored: Scored, groups: Sequence[int | None], accuracy: str, keep_tokens: bool
+    scored: ScoredGroup, groups: Sequence[int | None], accuracy: str, keep_tokens: bool
 ) -> ProblemResult:
     problem = scored.rollout.problem
     rows = zip(scored.rollout.completions, scored.outcomes, groups, strict=True)
@@ -298,7 +298,7 @@ def _problem(
     )  # fmt: skip
 
 
-def _greedy(problem: ProblemResult, scored: Scored, accuracy: str) -> Sample:
+def _greedy(problem: ProblemResult, scored: ScoredGroup, accuracy: str) -> Sample:
     assert scored.rollout.problem.id == problem.id
     (pair,) = zip(scored.rollout.completions, scored.outcomes, strict=True)
     sample = _sample(*pair, accuracy)
@@ -313,8 +313,8 @@ def _alone(sample: Sample) -> int | None:
 
 
 def _sample(completion: Completion, outcome: Outcome, accuracy: str) -> Sample:
-    fault = f"{outcome.kind}: {outcome.detail}" if isinstance(outcome, Fault) else None
-    verdict = None if isinstance(outcome, Fault) else outcome
+    fault = f"{outcome.kind}: {outcome.detail}" if isinstance(outcome, ScoringFailure) else None
+    verdict = None if isinstance(outcome, ScoringFailure) else outcome
     part = verdict.parts.get(accuracy) if verdict else None
     whole = read_response(completion.prefix + completion.text)
     return Sample(

@@ -14,20 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from r1lab.evaluate.askers import Asker, LocalAsker
+from r1lab.config.recipe import SamplingRecipe, TrainRecipe
 from r1lab.evaluate.budgets import BudgetPoint, ask_within
-from r1lab.evaluate.graders import second_grader
-from r1lab.evaluate.overlap import overlap, training_questions
-from r1lab.evaluate.preparation import EvalOptions, Preparation, Prepared, shown_prompt
+from r1lab.evaluate.completion_clients import Asker, LocalAsker
+from r1lab.evaluate.contamination import overlap, training_questions
+from r1lab.evaluate.plan import EvalOptions, Preparation, Prepared, shown_prompt
 from r1lab.evaluate.result import EvalResult, ProblemResult
+from r1lab.evaluate.result_store import Store
 from r1lab.evaluate.run import Asked, evaluate, problem_results, result_of
-from r1lab.evaluate.store import Store
+from r1lab.evaluate.second_graders import second_grader
 from r1lab.evaluate.target import Target
 from r1lab.model.load import prepare_base
+from r1lab.problems.registry import load_mixture
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import SamplingRecipe, TrainRecipe
-from r1lab.registry import load_mixture
-from r1lab.rollout.build import build_sampler, sampler_of
+from r1lab.rollout.build import build_recipe_sampler, build_sampler
 from r1lab.rollout.limits import check_fit, encode_all, keeps_what_fits
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import encode_prompt
@@ -216,7 +216,7 @@ def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
     check_fit(problems, prompts, max_tokens=recipe.sampling.max_tokens, limit=limit)
     runner = IsolatedRunner(recipe.reward_workers)
     verifiers = Verifiers(recipe.rewards, template=template, runner=runner, max_steps=recipe.steps)
-    sampler = sampler_of(recipe, folder, tokenizer, seed=settings.seed)
+    sampler = build_recipe_sampler(recipe, folder, tokenizer, seed=settings.seed)
     try:
         return evaluate(
             sampler,

@@ -17,13 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from r1lab.config.recipe import SourceSettings
 from r1lab.hints import nearest
-from r1lab.problems import ShuffledProblems, Split
+from r1lab.problems.hub import HUB_NAME
+from r1lab.problems.mixture import ShuffledProblems, Split
+from r1lab.problems.registry import find, load_problems, resolve, shipped, shipped_folder
+from r1lab.problems.tables import TABLES
 from r1lab.prompts import AnswerPlace
-from r1lab.published import HUB_NAME
-from r1lab.recipe import SourceSettings
-from r1lab.registry import find, load_problems, resolve, shipped, shipped_folder
-from r1lab.tables import TABLES
 from r1lab.types import Problem, R1labError
 
 ENDLESS = 240  # problems of a source without an end, where nothing else is said

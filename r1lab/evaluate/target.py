@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1lab.config.recipe import ModelSettings, TrainRecipe
 from r1lab.model.load import cache_folder
-from r1lab.recipe import ModelSettings, TrainRecipe
 from r1lab.run_folder import RunFolder
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:
-    from r1lab.recipe_io import Override
+    from r1lab.config.reading import Override
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Target:
 
 def find_target(model: str, overrides: Sequence[Override] = ()) -> Target:
     """What `model` names. `overrides` change the recipe of a run or a recipe; R1labError else."""
-    from r1lab.recipe_io import find_recipe, load_recipe
+    from r1lab.config.reading import find_recipe, load_recipe
 
     if model.startswith(("http://", "https://")):
         _no_overrides(model, overrides)
@@ -106,7 +106,7 @@ def model_folder(target: Target, settings: ModelSettings) -> str:
 
 
 def _is_recipe(name: str) -> bool:
-    from r1lab.recipe_io import shipped_recipes
+    from r1lab.config.reading import shipped_recipes
 
     return name in shipped_recipes()
 

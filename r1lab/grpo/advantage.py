@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from r1lab.types import Outcome, Scored, Verdict
+from r1lab.types import Outcome, ScoredGroup, Verdict
 
 STD_EPSILON = 1e-4
 
@@ -81,14 +81,15 @@ ADVANTAGES: Mapping[str, Advantage] = MappingProxyType(
 
 
 def group_advantages(
-    scored: Sequence[Scored], kind: str, *, total: Total | None = None
+    scored: Sequence[ScoredGroup], kind: str, *, total: Total | None = None
 ) -> list[list[float | None]]:
     """The advantage of each completion of each group, in order.
 
     scored  P groups; `kind` is a name of ADVANTAGES. `total` sums numbers over processes, where
     there are several (each must call this then, also with no group); None: one process.
-    Returns P lists of as many numbers as the group has completions. None: the completion left its
-    group through a Fault. 0: nothing to learn from it (no variance, a group of one, no score).
+    Returns P lists of as many numbers as the group has completions. None: a
+    ScoringFailure, which takes the completion out of its group. 0: nothing to learn from it (no
+    variance, a group of one, no score).
     Raises ValueError for an unknown kind.
     """
     if kind not in ADVANTAGES:
@@ -101,7 +102,7 @@ def group_advantages(
     ]
 
 
-def is_informative(group: Scored) -> bool:
+def is_informative(group: ScoredGroup) -> bool:
     """Whether a group's scores differ, so that some advantage is not 0 under every kind."""
     return len(set(_scores(group.outcomes).values())) > 1
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from r1lab.grpo.loss import denominator
-from r1lab.types import Batch, Completion, Scored
+from r1lab.types import Batch, Completion, ScoredGroup
 
-SumOverProcesses = Callable[[Tensor], Tensor]
+AllReduceSum = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def is_in_loss(completion: Completion, *, overlong_filter: bool) -> bool:
 
 
 def pack(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float | None]],
     *,
     loss: str,
@@ -108,14 +108,14 @@ def pack(
     version: int | None = None,
     drop_zero_advantage: bool = True,
     overlong_filter: bool = False,
-    sum_over_processes: SumOverProcesses | None = None,
+    all_reduce_sum: AllReduceSum | None = None,
 ) -> Batch:
     """Pack the completions of P groups that carry gradient, with the denominator of all of them.
 
     advantages as `group_advantages` returns them: None marks a faulted completion, which counts
     nowhere. `loss` is what grpo.loss.find_loss takes, `max_tokens` the length limit of a completion
     (Dr. GRPO's constant). `version` is that of the trainer's weights: what was sampled under others
-    is stale; None: nothing is. `sum_over_processes` sums an int64 tensor over processes in place or
+    is stale; None: nothing is. `all_reduce_sum` sums an int64 tensor over processes in place or
     not and returns it (`accelerator.reduce`); None: one process. Each process must call it, also
     with nothing scored. A loss with a KL term sets `drop_zero_advantage=False`.
 
@@ -134,8 +134,8 @@ def pack(
     num_judged = len(judged)
     judged = [row for row in judged if is_in_loss(row[1], overlong_filter=overlong_filter)]
     counts = torch.tensor([num_judged, sum(len(c.token_ids) for _, c, _ in judged)])
-    if sum_over_processes is not None:
-        counts = sum_over_processes(counts)
+    if all_reduce_sum is not None:
+        counts = all_reduce_sum(counts)
     num_sequences, num_tokens = counts.tolist()
 
     kept = [
@@ -199,7 +199,7 @@ def split(
     generator: torch.Generator | None = None,
     *,
     own_denominators: bool = False,
-    sum_over_processes: SumOverProcesses | None = None,
+    all_reduce_sum: AllReduceSum | None = None,
 ) -> list[Batch]:
     """Part a batch into one smaller batch for each optimiser update.
 
@@ -221,8 +221,8 @@ def split(
     if not own_denominators:
         return [replace(p, denominator=batch.denominator / num_minibatches) for p in parts]
     counts = torch.stack([(part.lengths - part.prompt_lens).sum() for part in parts])
-    if sum_over_processes is not None:
-        counts = sum_over_processes(counts)
+    if all_reduce_sum is not None:
+        counts = all_reduce_sum(counts)
     return [
         replace(part, denominator=max(1.0, float(count)))
         for part, count in zip(parts, counts, strict=True)

@@ -1,8 +1,9 @@
 """Checkpoints of a run: everything that decides its future, written whole or not at all.
 
     checkpoints/step-N/
-        rank-R.pt       one process's state (`Keeper.save`): plain containers and tensors. The
-                        policy's stands in rank 0's, or each process's shards of it in its own
+        rank-R.pt       one process's state (`CheckpointManager.save`): plain containers and
+                        tensors. The policy's is in rank 0's; of a sharded policy each
+                        process has its shards in its own
         model/          the trained weights as an ordinary Hugging Face folder, adapters merged
         manifest.json   step, number of processes, and the SHA-256 of every file above
 

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from r1lab.grpo.surrogate import spread, sums_of_sequences
+from r1lab.grpo.surrogate import spread, sum_per_sequence
 
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
@@ -47,7 +47,7 @@ def correction_weights(
         raise ValueError(f"correction {kind!r} is not one of {', '.join(get_args(Correction))}")
     gap = torch.nan_to_num(logp_old - logp_sampler, nan=0.0)
     if kind.startswith("sequence"):
-        gap = spread(sums_of_sequences(gap, lengths), lengths, len(gap))
+        gap = spread(sum_per_sequence(gap, lengths), lengths, len(gap))
     ratio = gap.exp()
     low, high = 0.0 if low is None else low, math.inf if high is None else high
     outside = (ratio < low) | (ratio > high)

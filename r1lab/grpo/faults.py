@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from r1lab.recipe import TrainRecipe
+from r1lab.config.recipe import TrainRecipe
 from r1lab.shortages import is_disk_full, is_out_of_memory
-from r1lab.types import MachineFault, R1labError
+from r1lab.types import InfrastructureError, R1labError
 
 
 def explained(error: Exception, recipe: TrainRecipe, *, in_update: bool) -> R1labError | None:
@@ -15,15 +15,15 @@ def explained(error: Exception, recipe: TrainRecipe, *, in_update: bool) -> R1la
     if isinstance(error, R1labError):
         return error
     if is_out_of_memory(error):
-        return MachineFault(_memory(recipe, in_update))
+        return InfrastructureError(_memory(recipe, in_update))
     if is_disk_full(error):
-        return MachineFault(
+        return InfrastructureError(
             f"output: the disk, the quota or the largest file allowed is used up while writing "
             f"into {recipe.run_folder} ({_said(error)}); make room (checkpoints.keep is "
             f"{recipe.checkpoints.keep})"
         )
     if isinstance(error, PermissionError | IsADirectoryError | FileNotFoundError):
-        return MachineFault(
+        return InfrastructureError(
             f"output: {recipe.run_folder} cannot be written any more ({_said(error)}); mend the "
             "file or its rights"
         )

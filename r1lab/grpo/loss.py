@@ -39,8 +39,16 @@ import torch
 from torch import Tensor
 
 from r1lab.grpo import surrogate
-from r1lab.grpo.surrogate import DEFAULTS, Level, LossOptions, Surrogate, at_level, k3, spread
-from r1lab.registry import resolve
+from r1lab.grpo.surrogate import (
+    DEFAULTS,
+    LossOptions,
+    RatioLevel,
+    Surrogate,
+    k3,
+    ratio_at_level,
+    spread,
+)
+from r1lab.problems.registry import resolve
 from r1lab.types import R1labError, RecipeError
 
 Aggregation = Literal[
@@ -53,7 +61,7 @@ class Loss:
     """A named loss: the term of one token, its ratio's level, and how terms are averaged."""
 
     surrogate: Surrogate
-    level: Level
+    level: RatioLevel
     aggregation: Aggregation
 
 
@@ -184,7 +192,7 @@ def policy_loss(
     per_token = spread(advantages.to(logp.dtype), lengths, num_tokens)
     of_tokens = logp - (logp.detach() if logp_old is None else logp_old)
     weights = None if correction is None else correction[0]
-    log_ratio = at_level(
+    log_ratio = ratio_at_level(
         of_tokens, lengths, level,
         weights.log() if weights is not None and level == "product" else None,
     )  # fmt: skip
@@ -201,7 +209,7 @@ def policy_loss(
             raise ValueError("a KL term needs the log-probs of a reference")
         kl = k3(logp, logp_ref)
         if options.kl_corrected:
-            kl = kl * at_level(of_tokens, lengths, _kl_level(level)).exp()
+            kl = kl * ratio_at_level(of_tokens, lengths, _kl_level(level)).exp()
         terms = terms + options.kl_coefficient * kl
     if chosen.aggregation == "sequence_mean":
         terms = terms / spread(lengths, lengths, num_tokens)
@@ -212,7 +220,7 @@ def policy_loss(
     return total, stats + _side_stats(logp.detach(), logp_ref, correction, entropy)
 
 
-def _kl_level(level: Level) -> Level:
+def _kl_level(level: RatioLevel) -> RatioLevel:
     """The level of the ratio that corrects the KL term: a product is none of one token."""
     return "token" if level == "product" else level
 

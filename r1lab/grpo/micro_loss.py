@@ -11,11 +11,11 @@ import math
 import torch
 from torch import Tensor
 
+from r1lab.config.recipe import AlgorithmSettings
 from r1lab.grpo.batch import MicroBatch
 from r1lab.grpo.correction import correction_weights
 from r1lab.grpo.loss import LossStats, policy_loss
 from r1lab.grpo.surrogate import LossOptions, spread
-from r1lab.recipe import AlgorithmSettings
 from r1lab.rollout.agreement import k3_sum
 
 

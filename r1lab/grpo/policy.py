@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from r1lab.config.recipe import AlgorithmSettings, OptimizerSettings
 from r1lab.grpo.batch import MicroBatch, microbatches, pack
-from r1lab.grpo.lockstep import idle_microbatch, in_step
+from r1lab.grpo.distributed import dummy_microbatch, equalize_microbatches
 from r1lab.grpo.logprobs import token_logprobs
 from r1lab.grpo.loss import LossStats
 from r1lab.grpo.micro_loss import micro_loss, sampler_gap_sums
-from r1lab.grpo.packed import packed_microbatches, varlen_arguments
-from r1lab.grpo.reference import Reference
-from r1lab.grpo.shared import can_share, shared_microbatches
+from r1lab.grpo.prefix_sharing import can_share, shared_microbatches
+from r1lab.grpo.reference import ReferencePolicy
+from r1lab.grpo.sequence_packing import packed_microbatches, varlen_arguments
 from r1lab.model.attention import takes_packed_rows
 from r1lab.model.balance import ExpertLoad, update_router_bias
 from r1lab.model.head import OutputHead
@@ -33,9 +34,8 @@ from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.replay import RouterReplay
 from r1lab.model.shard import as_forward, is_sharded
 from r1lab.model.weights import base_model, checkpoint_weights
-from r1lab.recipe import AlgorithmSettings, OptimizerSettings
 from r1lab.rollout.agreement import k3_sum
-from r1lab.types import Batch, Completion, Problem, Rollout, RunStopped, Scored, Verdict
+from r1lab.types import Batch, Completion, Problem, Rollout, RunStopped, ScoredGroup, Verdict
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,7 +111,7 @@ class Policy:
             epsilon=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
         )
-        self.reference = Reference(model) if with_reference else None
+        self.reference = ReferencePolicy(model) if with_reference else None
         self._replay = RouterReplay(base)
         self._load: Tensor | None = None  # of the experts, under the gradient last gathered
         # Dropout would make the trainer another model than the sampler.
@@ -159,7 +159,7 @@ class Policy:
             batch, token_budget, pad_token_id=self.pad_token_id, dtype=self.model.dtype
         )
 
-    def gather_gradient(self, batch: Batch, algorithm: AlgorithmSettings) -> GradientStats:
+    def forward_backward(self, batch: Batch, algorithm: AlgorithmSettings) -> GradientStats:
         """Forward and backward over a batch; the gradient then is the sum over all processes."""
         self.optimizer.zero_grad()
         device = self.accelerator.device
@@ -172,7 +172,7 @@ class Policy:
                 )
             ):
                 if micro is None:
-                    self._take_part(load)
+                    self._run_dummy_pass(load)
                     continue
                 micro = micro.to(device)
                 if load is not None:
@@ -183,8 +183,8 @@ class Policy:
                 stats += micro_stats
                 gap += sampler_gap_sums(micro, logp)
         self._sum_gradients()
-        sums = LossStats(self.sum_over_processes(stats.sums))
-        capped, plain, num_tokens = self.sum_over_processes(gap).tolist()
+        sums = LossStats(self.all_reduce_sum(stats.sums))
+        capped, plain, num_tokens = self.all_reduce_sum(gap).tolist()
         return GradientStats(
             sums.means(),
             capped / num_tokens if num_tokens else None,
@@ -200,9 +200,9 @@ class Policy:
             return
         with ExpertLoad(self.model) as load:
             yield load
-        self._load = self.sum_over_processes(load.take())
+        self._load = self.all_reduce_sum(load.take())
 
-    def remember(self, batch: Batch, algorithm: AlgorithmSettings) -> Batch:
+    def with_old_and_ref_logprobs(self, batch: Batch, algorithm: AlgorithmSettings) -> Batch:
         """The batch with what it needs of the policy before the step's first update.
 
         The trainer's own log-probs, and the experts it chose where they are to be replayed, if
@@ -236,7 +236,7 @@ class Policy:
             self.microbatches(batch, tokens_per_microbatch, share_prompts=not record_experts)
         ):
             if micro is None:
-                self._take_part()
+                self._run_dummy_pass()
                 continue
             with self._replay.recorded() as chosen:
                 logp, _ = self.logprobs(micro.to(self.accelerator.device))
@@ -250,23 +250,23 @@ class Policy:
         return flat, experts
 
     @torch.no_grad()
-    def sampler_gap(self, rollouts: Sequence[Rollout]) -> tuple[float | None, int]:
+    def sampler_mismatch(self, rollouts: Sequence[Rollout]) -> tuple[float | None, int]:
         """(k3 estimate of KL(sampler, trainer), tokens) of rollouts with log-probs, all processes.
 
-        What `gather_gradient` reports on its way, for rollouts that are not trained on.
+        What `forward_backward` reports on its way, for rollouts that are not trained on.
         """
-        unscored = [Scored(r, (Verdict(None),) * len(r.completions)) for r in rollouts]
+        unscored = [ScoredGroup(r, (Verdict(None),) * len(r.completions)) for r in rollouts]
         ones = [[1.0] * len(r.completions) for r in rollouts]
         batch = pack(unscored, ones, loss="token_mean", max_tokens=1)
         gap = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         for micro in self._in_step(self.microbatches(batch, _TOKENS_WITHOUT_GRADIENT)):
             if micro is None:
-                self._take_part()
+                self._run_dummy_pass()
                 continue
             micro = micro.to(self.accelerator.device)
             assert micro.logp_sampler is not None
             gap += k3_sum(micro.logp_sampler, self.logprobs(micro)[0])
-        total, num_tokens = self.sum_over_processes(gap).tolist()
+        total, num_tokens = self.all_reduce_sum(gap).tolist()
         return (total / num_tokens if num_tokens else None), int(num_tokens)
 
     @torch.no_grad()
@@ -288,7 +288,7 @@ class Policy:
             completions = tuple(self._forced(row, first) for row in rows)
             prompt = tuple(rows[0][:first].tolist())
             rollouts.append(Rollout(Problem("", "", "", ""), prompt, completions))
-        return self.sampler_gap(rollouts)
+        return self.sampler_mismatch(rollouts)
 
     def _forced(self, row: Tensor, first: int) -> Completion:
         """The tokens of a row from `first` on, with their log-probs by the model's own forward."""
@@ -298,7 +298,7 @@ class Policy:
         given = tuple(logp[first - 1 :].tolist())
         return Completion(tuple(row[first:].tolist()), "", "stop", 0, logprobs=given)
 
-    def apply_gradient(
+    def optimizer_step(
         self,
         *,
         has_gradient: bool = True,
@@ -331,13 +331,13 @@ class Policy:
         self.num_updates += 1
         return {"grad_norm": norm, "learning_rate": rate, "skipped": float(not is_finite)}
 
-    def end_step(self, reference_every: int) -> None:
+    def advance_version(self, reference_every: int) -> None:
         """The step's updates are done: another version; every so many the reference follows it."""
         self.version += 1
         if self.reference is not None and reference_every and self.version % reference_every == 0:
             self.reference.refresh()
 
-    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The tensor summed over all processes (itself where there is one)."""
         if self.accelerator.num_processes == 1:
             return tensor
@@ -346,11 +346,11 @@ class Policy:
 
     def _in_step(self, micros: Iterator[MicroBatch]) -> Iterator[MicroBatch | None]:
         """The micro-batches; of sharded weights then None while another process has more."""
-        return in_step(micros, self.sum_over_processes if self.is_sharded else None)
+        return equalize_microbatches(micros, self.all_reduce_sum if self.is_sharded else None)
 
-    def _take_part(self, load: ExpertLoad | None = None) -> None:
+    def _run_dummy_pass(self, load: ExpertLoad | None = None) -> None:
         """A pass that adds nothing, for the processes that need this one's shards."""
-        micro = idle_microbatch(self.pad_token_id).to(self.accelerator.device)
+        micro = dummy_microbatch(self.pad_token_id).to(self.accelerator.device)
         if load is not None:
             load.mask = micro.attention_mask.bool()
         logp, _ = self.logprobs(micro)
@@ -361,7 +361,7 @@ class Policy:
         if self.accelerator.num_processes == 1 or self.is_sharded:
             return
         gradients = self.optimizer.gradients()
-        flat = self.sum_over_processes(torch.cat([g.flatten() for g in gradients]))
+        flat = self.all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
         for gradient, summed in zip(
             gradients, flat.split([g.numel() for g in gradients]), strict=True
         ):

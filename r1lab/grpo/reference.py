@@ -13,7 +13,7 @@ from r1lab.model.shard import fitted
 from r1lab.model.weights import ROUTER_BIAS
 
 
-class Reference:
+class ReferencePolicy:
     """The trained weights of `model` as they were when this was made, or last refreshed.
 
     Full weights: a copy of all of them. Adapters: a copy of these alone; fresh ones add nothing, so

@@ -10,14 +10,14 @@ from statistics import fmean
 
 import torch
 
+from r1lab.config.recipe import AlgorithmSettings, TrainRecipe
 from r1lab.grpo.advantage import Total, group_advantages
-from r1lab.grpo.batch import SumOverProcesses, is_in_loss, pack, split, without_zero_advantage
+from r1lab.grpo.batch import AllReduceSum, is_in_loss, pack, split, without_zero_advantage
+from r1lab.grpo.dynamic_sampling import Collected, refill
 from r1lab.grpo.loss import find_loss
 from r1lab.grpo.policy import GradientStats, Policy
-from r1lab.grpo.refill import Collected, refill
-from r1lab.recipe import AlgorithmSettings, TrainRecipe
 from r1lab.rollout.source import RolloutSource
-from r1lab.types import Batch, Completion, Fault, RunStopped, Scored, Verdict
+from r1lab.types import Batch, Completion, RunStopped, ScoredGroup, ScoringFailure, Verdict
 from r1lab.verify import Verifiers
 
 _LONGEST_LAG = 32  # steps; recipes allow less
@@ -33,8 +33,8 @@ class StepResult:
                   trained with; None for a completion, or a whole group, outside of the loss
     """
 
-    scored: list[Scored]
-    carried_over: list[Scored]
+    scored: list[ScoredGroup]
+    carried_over: list[ScoredGroup]
     advantages: list[list[float | None]]
     metrics: dict[str, float | None]
     seconds: dict[str, float]
@@ -46,7 +46,7 @@ def rl_step(
     verifiers: Verifiers,
     recipe: TrainRecipe,
     *,
-    before_update: Callable[[list[Scored]], None] = lambda scored: None,
+    before_update: Callable[[list[ScoredGroup]], None] = lambda scored: None,
 ) -> StepResult:
     """Sample, score, weigh, update, hand the new weights to the sampler.
 
@@ -58,39 +58,41 @@ def rl_step(
     # G completions of each question, o_i ~ pi_old; r_i of each, with a reason
     collect = collect_informative if algorithm.dynamic_sampling else collect_all
     collected = collect(source, verifiers, policy.version, algorithm, clock)
-    check_faults(collected.judged, recipe.max_fault_share, policy.sum_over_processes)
+    check_faults(collected.judged, recipe.max_fault_share, policy.all_reduce_sum)
     before_update(collected.judged)
     with clock("update"):
         source.waiting = collected.waiting
         advantages = group_advantages(  # A_i
-            collected.groups, algorithm.advantage, total=total_over(policy.sum_over_processes)
+            collected.groups, algorithm.advantage, total=all_reduce_sum_of(policy.all_reduce_sum)
         )
         batch = pack(  # tokens, masks, one global denominator
             collected.groups, advantages, loss=algorithm.loss, version=policy.version,
             max_tokens=recipe.sampling.max_tokens_after(policy.version),
             overlong_filter=algorithm.overlong_filter,
-            drop_zero_advantage=not needs_all(algorithm),
-            sum_over_processes=policy.sum_over_processes,
+            drop_zero_advantage=not keeps_zero_advantage(algorithm),
+            all_reduce_sum=policy.all_reduce_sum,
         )  # fmt: skip
         stats: list[GradientStats] = []
         updates: list[dict[str, float]] = []
-        for minibatch in minibatches(policy, policy.remember(batch, algorithm), recipe):
-            stats.append(policy.gather_gradient(minibatch, algorithm))  # log-probs, loss, clip
+        for minibatch in minibatches(
+            policy, policy.with_old_and_ref_logprobs(batch, algorithm), recipe
+        ):
+            stats.append(policy.forward_backward(minibatch, algorithm))  # log-probs, loss, clip
             if len(stats) == 1:
                 # The first gradient is taken under the weights that the sampler holds: agreement
                 # of the two is judged here, before anything is changed by it.
                 agreement = source.check_agreement(
-                    stats[0].sync_kl, stats[0].num_tokens, policy.sampler_gap
+                    stats[0].sync_kl, stats[0].num_tokens, policy.sampler_mismatch
                 )
             updates.append(
-                policy.apply_gradient(
+                policy.optimizer_step(
                     has_gradient=stats[-1].num_sequences > 0,
                     loss=stats[-1].means["loss"],
                     max_skipped=algorithm.max_skipped,
                     router_bias_speed=algorithm.router_bias_speed,
                 )
             )
-        policy.end_step(algorithm.reference_every)
+        policy.advance_version(algorithm.reference_every)
     with clock("sync"):
         source.sync(policy)  # exact weights
     metrics = {
@@ -108,7 +110,7 @@ def rl_step(
 
 def trained_advantages(
     collected: Collected, advantages: Sequence[list[float | None]], overlong_filter: bool
-) -> tuple[list[Scored], list[list[float | None]]]:
+) -> tuple[list[ScoredGroup], list[list[float | None]]]:
     """(groups carried over from an earlier step, `StepResult.advantages`).
 
     `advantages` are those of `collected.groups`.
@@ -161,7 +163,7 @@ def collect_informative(
         with clock("rollout"):
             stream.ask(count)
 
-    def finished() -> dict[int, Scored]:
+    def finished() -> dict[int, ScoredGroup]:
         with clock("rollout"):
             rollouts = stream.finished()
         with clock("reward"):
@@ -172,15 +174,15 @@ def collect_informative(
     )
 
 
-def needs_all(algorithm: AlgorithmSettings) -> bool:
+def keeps_zero_advantage(algorithm: AlgorithmSettings) -> bool:
     """Whether sequences with advantage zero have a part in the step.
 
     In a KL term they carry gradient; in `bnpo` their tokens count in each mini-batch.
     """
-    return algorithm.kl_coefficient > 0 or counts_minibatches(algorithm)
+    return algorithm.kl_coefficient > 0 or normalizes_per_minibatch(algorithm)
 
 
-def counts_minibatches(algorithm: AlgorithmSettings) -> bool:
+def normalizes_per_minibatch(algorithm: AlgorithmSettings) -> bool:
     """Whether each mini-batch has a denominator of its own, as in `bnpo`."""
     return find_loss(algorithm.loss).aggregation == "minibatch_token_mean"
 
@@ -198,19 +200,19 @@ def minibatches(policy: Policy, batch: Batch, recipe: TrainRecipe) -> Iterator[B
             generator = torch.Generator().manual_seed(seed % 2**63)
         for part in split(
             batch, algorithm.num_minibatches, generator,
-            own_denominators=counts_minibatches(algorithm),
-            sum_over_processes=policy.sum_over_processes,
+            own_denominators=normalizes_per_minibatch(algorithm),
+            all_reduce_sum=policy.all_reduce_sum,
         ):  # fmt: skip
             yield part if algorithm.kl_coefficient else without_zero_advantage(part)
 
 
-def total_over(sum_over_processes: SumOverProcesses) -> Total:
-    """`sum_over_processes` for plain numbers."""
-    return lambda numbers: sum_over_processes(torch.tensor(numbers, dtype=torch.float64)).tolist()
+def all_reduce_sum_of(all_reduce_sum: AllReduceSum) -> Total:
+    """`all_reduce_sum` for plain numbers."""
+    return lambda numbers: all_reduce_sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
 
 def check_faults(
-    scored: Sequence[Scored], max_share: float, sum_over_processes: SumOverProcesses
+    scored: Sequence[ScoredGroup], max_share: float, all_reduce_sum: AllReduceSum
 ) -> None:
     """Refuse a step whose rewards broke down for more than `max_share` of its responses.
 
@@ -218,9 +220,9 @@ def check_faults(
     with what the first fault said.
     """
     outcomes = [outcome for group in scored for outcome in group.outcomes]
-    faults = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
+    faults = [outcome for outcome in outcomes if isinstance(outcome, ScoringFailure)]
     counts = torch.tensor([len(faults), len(outcomes)], dtype=torch.float64)
-    num_faults, num_outcomes = sum_over_processes(counts).tolist()
+    num_faults, num_outcomes = all_reduce_sum(counts).tolist()
     if num_faults > max_share * num_outcomes:
         said = f"{faults[0].kind}: {faults[0].detail}" if faults else "see the other processes"
         raise RunStopped(
@@ -295,7 +297,7 @@ def summarise(
         _add_group(sums, group, verifiers)
     sums["waiting"] = len(collected.waiting)
     sums["thrown_away"] = collected.thrown_away
-    reduced = policy.sum_over_processes(torch.tensor([sums[key] for key in keys]).double())
+    reduced = policy.all_reduce_sum(torch.tensor([sums[key] for key in keys]).double())
     total = dict(zip(keys, reduced.tolist(), strict=True))
 
     def share(name: str, of: str) -> float | None:
@@ -304,7 +306,7 @@ def summarise(
     total["wrong"] = total["scored"] - total["right"]
     return {
         # The step is over, and its version the one before.
-        **lag_metrics(collected.groups, policy.version - 1, policy.sum_over_processes),
+        **lag_metrics(collected.groups, policy.version - 1, policy.all_reduce_sum),
         "reward": share("reward", "scored"),
         **{
             figure: share(f"part/{name}", f"count/{name}")
@@ -347,11 +349,11 @@ def observe_levels(
         for group in collected.judged
     ]
     counts = torch.tensor(curriculum.count(results), dtype=torch.float64)
-    return curriculum.observe(policy.sum_over_processes(counts).tolist())
+    return curriculum.observe(policy.all_reduce_sum(counts).tolist())
 
 
 def lag_metrics(
-    groups: Sequence[Scored], version: int, sum_over_processes: SumOverProcesses
+    groups: Sequence[ScoredGroup], version: int, all_reduce_sum: AllReduceSum
 ) -> dict[str, float | None]:
     """How many steps older than `version` the weights were that sampled what is trained on.
 
@@ -361,7 +363,7 @@ def lag_metrics(
     for group in groups:
         for completion in group.rollout.completions:
             counts[min(version - completion.weight_version, _LONGEST_LAG)] += 1
-    counts = sum_over_processes(counts)
+    counts = all_reduce_sum(counts)
     if not counts.sum():
         return {"lag": None, "lag_max": None}
     lags = torch.arange(len(counts), dtype=torch.float64, device=counts.device)
@@ -371,14 +373,14 @@ def lag_metrics(
     }
 
 
-def _add_group(sums: dict[str, float], group: Scored, verifiers: Verifiers) -> None:
+def _add_group(sums: dict[str, float], group: ScoredGroup, verifiers: Verifiers) -> None:
     rewards = []
     for completion, outcome in zip(group.rollout.completions, group.outcomes, strict=True):
         sums["responses"] += 1
         sums["length"] += len(completion.token_ids)
         sums["truncated"] += completion.finish_reason == "length"
         sums["unanswered"] += completion.answer is None
-        if isinstance(outcome, Fault):
+        if isinstance(outcome, ScoringFailure):
             sums["faults"] += 1
         elif outcome.score is not None:
             rewards.append(outcome.score)

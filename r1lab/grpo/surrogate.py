@@ -2,7 +2,7 @@
 
 Every function takes tensors over the M completion tokens of a micro-batch, laid flat, and returns
 [M] terms to be minimised. The ratio w = pi / pi_old comes in as its logarithm, at the level that
-the loss asks for (`at_level`):
+the loss asks for (`ratio_at_level`):
 
     token     w_t = pi(o_t) / pi_old(o_t), as PPO and GRPO have it (arXiv 2402.03300, eq. 3)
     sequence  s = (prod_t w_t)^(1/|o|), the same for all tokens of a sequence (GSPO, 2507.18071,
@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Level = Literal["token", "sequence", "product"]
+RatioLevel = Literal["token", "sequence", "product"]
 
 # Bounds of VESPO's log-weights, those of its authors' code.
 _MAX_LOG, _MIN_LOG = 20.0, math.log(1e-8)
@@ -47,7 +47,7 @@ class LossOptions:
     clip_low: float = 0.2
     clip_high: float = 0.2
     ratio_cap: float | None = None
-    level: Level | None = None
+    level: RatioLevel | None = None
     kl_coefficient: float = 0.0
     kl_corrected: bool = False
     sapo_temperatures: tuple[float, float] = (1.0, 1.05)
@@ -107,8 +107,8 @@ def _either(condition: Tensor, yes: float, no: float, *, like: Tensor) -> Tensor
     return torch.where(condition, like.new_tensor(yes), like.new_tensor(no))
 
 
-def at_level(
-    log_ratio: Tensor, lengths: Tensor, level: Level, log_correction: Tensor | None = None
+def ratio_at_level(
+    log_ratio: Tensor, lengths: Tensor, level: RatioLevel, log_correction: Tensor | None = None
 ) -> Tensor:
     """The log-ratio [M] of tokens turned into that of a level, [M] again.
 
@@ -118,10 +118,10 @@ def at_level(
     if level == "token":
         return log_ratio
     if level == "sequence":
-        return spread(sums_of_sequences(log_ratio, lengths) / lengths, lengths, len(log_ratio))
-    total = sums_of_sequences(log_ratio.detach().clamp(-_MAX_LOG, _MAX_LOG), lengths)
+        return spread(sum_per_sequence(log_ratio, lengths) / lengths, lengths, len(log_ratio))
+    total = sum_per_sequence(log_ratio.detach().clamp(-_MAX_LOG, _MAX_LOG), lengths)
     if log_correction is not None:
-        total = total + sums_of_sequences(log_correction.clamp(_MIN_LOG, _MAX_LOG), lengths)
+        total = total + sum_per_sequence(log_correction.clamp(_MIN_LOG, _MAX_LOG), lengths)
     return spread(total.clamp(_MIN_LOG, _MAX_LOG), lengths, len(log_ratio))
 
 
@@ -139,7 +139,7 @@ def spread(values: Tensor, lengths: Tensor, num_tokens: int) -> Tensor:
     return values.repeat_interleave(lengths, output_size=num_tokens)
 
 
-def sums_of_sequences(values: Tensor, lengths: Tensor) -> Tensor:
+def sum_per_sequence(values: Tensor, lengths: Tensor) -> Tensor:
     """[M] -> [b]: the sum over the tokens of each sequence."""
     rows = spread(torch.arange(len(lengths), device=lengths.device), lengths, len(values))
     return values.new_zeros(len(lengths)).index_add(0, rows, values)

@@ -1,6 +1,6 @@
 """A training run from its recipe: set up, evaluate, step, checkpoint, evaluate, sum up.
 
-What is saved of it when, and how it goes on, stands in `r1lab.grpo.keeper`.
+What is saved of it when, and how it goes on, stands in `r1lab.grpo.checkpoint_manager`.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from r1lab.digests import Inputs, input_digests
+from r1lab.config.reading import dump_resolved
+from r1lab.config.recipe import TrainRecipe
 from r1lab.evaluate import Asked, EvalResult, ask, judge
+from r1lab.grpo.checkpoint_manager import CheckpointManager
 from r1lab.grpo.faults import explained
-from r1lab.grpo.floor import measure_floor
-from r1lab.grpo.interrupt import StopSignals
-from r1lab.grpo.keeper import Keeper
-from r1lab.grpo.lookout import Lookout
 from r1lab.grpo.loss import find_loss
-from r1lab.grpo.pieces import kept_problems, load_policy, source_of
+from r1lab.grpo.mismatch_baseline import measure_mismatch_baseline
+from r1lab.grpo.setup import build_rollout_source, kept_problems, load_policy
+from r1lab.grpo.signals import StopSignals
 from r1lab.grpo.step import StepResult, rl_step
 from r1lab.grpo.summary import summary_of
+from r1lab.hashing import Inputs, input_digests
+from r1lab.monitor.run_monitor import RunMonitor
+from r1lab.problems.registry import load_mixture, load_problems
+from r1lab.problems.tables import TABLES
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import TrainRecipe
-from r1lab.recipe_io import dump_resolved
-from r1lab.registry import load_mixture, load_problems
 from r1lab.report.progress import Progress
-from r1lab.rollout.build import sampler_of
+from r1lab.rollout.build import build_recipe_sampler
 from r1lab.rollout.restart import RestartingSampler
 from r1lab.rollout.sampler import Sampler
+from r1lab.rollout.server.weights_folder import new_run
 from r1lab.rollout.source import RolloutSource
-from r1lab.rollout.weights_folder import new_run
 from r1lab.run_folder import RunFolder
-from r1lab.tables import TABLES
-from r1lab.types import Interrupted, R1labError, RecipeError, RunStopped, Scored
+from r1lab.types import Interrupted, R1labError, RecipeError, RunStopped, ScoredGroup
 from r1lab.verify import IsolatedRunner, Verifiers
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _PROBLEMS_LOOKED_AT = 64  # of a stream, for the verifiers that its problems nam
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RunEnd:
     """How a run ended: its folder, its last step, and the signal that stopped it, if one did."""
 
     folder: Path
@@ -59,7 +59,7 @@ class Ended:
     signal: str | None
 
 
-def train(recipe: TrainRecipe, *, resume: bool = False, force: bool = False) -> Ended:
+def train(recipe: TrainRecipe, *, resume: bool = False, force: bool = False) -> RunEnd:
     """Run a recipe to its end, or until a signal stops it.
 
     `resume` (or `resume: auto` in the recipe) goes on from the newest whole checkpoint in the run
@@ -87,7 +87,7 @@ def train(recipe: TrainRecipe, *, resume: bool = False, force: bool = False) -> 
         except Interrupted as signal:
             signals.hold()
             run.keeper.stop(f"stopped by {signal}")
-            return Ended(run.folder.path, run.keeper.step, str(signal))
+            return RunEnd(run.folder.path, run.keeper.step, str(signal))
         except Exception as error:
             said = explained(error, recipe, in_update=signals.is_held)
             signals.hold()
@@ -95,7 +95,7 @@ def train(recipe: TrainRecipe, *, resume: bool = False, force: bool = False) -> 
             if said is None or said is error:
                 raise
             raise said from error
-        return Ended(run.folder.path, run.keeper.step, None)
+        return RunEnd(run.folder.path, run.keeper.step, None)
 
 
 class Run:
@@ -118,8 +118,8 @@ class Run:
         self.template = TEMPLATES[recipe.template]
         self.progress = Progress(recipe.steps, recipe.name, disable=not self.is_main)
         stack.callback(self.progress.close)
-        self.keeper = Keeper(recipe, self.folder, accelerator, signals, self.progress)
-        self.scored: list[Scored] = []  # of the step under way
+        self.keeper = CheckpointManager(recipe, self.folder, accelerator, signals, self.progress)
+        self.scored: list[ScoredGroup] = []  # of the step under way
 
     # --- putting it together -------------------------------------------------------------------
 
@@ -151,10 +151,10 @@ class Run:
         self.source.check_fit(self.held_out)
         self.source.start(self.policy)
         if recipe.model.lora is not None:
-            measure_floor(self.policy, self.source, recipe.seed)
+            measure_mismatch_baseline(self.policy, self.source, recipe.seed)
         self._open_folder()
         self.keeper.mark(self.keeper.step)
-        self.lookout = Lookout(
+        self.lookout = RunMonitor(
             recipe, self.folder, self.verifiers, template=self.template,
             runner=runner, say=self.keeper.say,
         )  # fmt: skip
@@ -202,7 +202,7 @@ class Run:
         run = self._gather([new_run()])[0]
 
         def build() -> Sampler:
-            return sampler_of(
+            return build_recipe_sampler(
                 self.recipe, base_folder, self.tokenizer,
                 rank=self.rank, run=run, on_event=say_server,
             )  # fmt: skip
@@ -217,7 +217,7 @@ class Run:
                 can_restart=self.accelerator.num_processes == 1,
                 on_restart=say_restart,
             )
-        return source_of(self.recipe, sampler, self.tokenizer, self.policy)
+        return build_rollout_source(self.recipe, sampler, self.tokenizer, self.policy)
 
     # --- the loop ------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class Run:
     def _take_step(self) -> None:
         """One step from boundary to boundary. From the update on no signal may cut it short."""
 
-        def before_update(scored: list[Scored]) -> None:
+        def before_update(scored: list[ScoredGroup]) -> None:
             self.scored = scored
             self.signals.hold()
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from r1lab.config.recipe import LoraSettings
 from r1lab.model.quantize import quantize_base
-from r1lab.recipe import LoraSettings
 from r1lab.types import RecipeError
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def merged_folder(
 
     from peft import PeftModel
 
+    from r1lab.config.recipe import ModelSettings
     from r1lab.model.load import load_base
     from r1lab.model.weights import save_checkpoint_folder
-    from r1lab.recipe import ModelSettings
 
     named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))[
         "base_model_name_or_path"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from r1lab.types import RecipeError
 
 if TYPE_CHECKING:
-    from r1lab.recipe import ModelSettings
+    from r1lab.config.recipe import ModelSettings
 
 # Kernels that take sequences of any lengths end to end in one row (`grpo.packed`), with the package
 # that each comes in.

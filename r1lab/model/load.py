@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1lab.config.recipe import ModelSettings
 from r1lab.model.attention import check_attention, kernel_of
 from r1lab.model.files import (
     check_architecture,
@@ -30,7 +31,6 @@ from r1lab.model.files import (
     no_end_of_sequence,
     tokenizer_settings,
 )
-from r1lab.recipe import ModelSettings
 from r1lab.types import R1labError, RecipeError
 
 if TYPE_CHECKING:

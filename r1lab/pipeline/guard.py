@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from r1lab.config.recipe import PretrainRecipe, TrainRecipe
+from r1lab.config.stages import PipelineRecipe, SampleRecipe, SupervisedRecipe
 from r1lab.evaluate.suites import find_suites, suite_problems
 from r1lab.pipeline.plan import Stage
-from r1lab.recipe import PretrainRecipe, TrainRecipe
-from r1lab.recipe_stages import PipelineRecipe, SampleRecipe, SupervisedRecipe
-from r1lab.registry import load_mixture, resolve
+from r1lab.problems.registry import load_mixture, resolve
 from r1lab.types import RunStopped
 
 _STREAMED = 2000  # problems of an endless stream, documents of a corpus

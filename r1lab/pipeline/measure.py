@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from r1lab.config.recipe import RewardSettings
+from r1lab.config.stages import PipelineRecipe
 from r1lab.evaluate.result import MAX_FAULT_SHARE
-from r1lab.evaluate.store import read_result
+from r1lab.evaluate.result_store import read_result
 from r1lab.pipeline.plan import Stage, read_json
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import RewardSettings
-from r1lab.recipe_stages import PipelineRecipe
-from r1lab.types import Completion, Fault, Problem, Rollout
+from r1lab.types import Completion, Problem, Rollout, ScoringFailure
 from r1lab.verify import Verifiers
 
-Figures = dict[str, Any]
+StageScores = dict[str, Any]
 TEMPLATE = "compact"
 
 
@@ -38,7 +38,7 @@ def summary_file(stage: Stage) -> Path:
     return stage.figures / f"suites-{stage.record['sha256'][:12]}.json"
 
 
-def figures_of(stage: Stage, recipe: PipelineRecipe) -> Figures:
+def figures_of(stage: Stage, recipe: PipelineRecipe) -> StageScores:
     """A stage's figures over all suites and by suite, from the files that its evaluation left.
 
     pass_at_1 and the rest are means over problems; `overall` is over the problems of all suites
@@ -48,7 +48,7 @@ def figures_of(stage: Stage, recipe: PipelineRecipe) -> Figures:
     results = [read_result(row["file"]) for row in summary["suites"]]
     by_suite = {result["suite"]: _figures(result) for result in results}
     counted = [suite.name for suite in recipe.suites if suite.overall]
-    figures: Figures = {"sha256": stage.record["sha256"], "suites": by_suite}
+    figures: StageScores = {"sha256": stage.record["sha256"], "suites": by_suite}
     for name in ("pass_at_1", "cons_at_k", "format", "length"):
         values = [by_suite[suite][name] for suite in counted if by_suite[suite][name] is not None]
         figures[name] = sum(values) / len(values) if values else None
@@ -58,7 +58,7 @@ def figures_of(stage: Stage, recipe: PipelineRecipe) -> Figures:
     return figures
 
 
-def _figures(result: Mapping[str, Any]) -> Figures:
+def _figures(result: Mapping[str, Any]) -> StageScores:
     overall = result["overall"]
 
     def value(name: str) -> float | None:
@@ -100,26 +100,26 @@ def _measure(reward: RewardSettings, problems: Sequence[Mapping[str, Any]]) -> f
     means = []
     scored_rollouts = verifiers.score(rollouts)
     outcomes = [outcome for scored in scored_rollouts for outcome in scored.outcomes]
-    faults = sum(isinstance(outcome, Fault) for outcome in outcomes)
+    faults = sum(isinstance(outcome, ScoringFailure) for outcome in outcomes)
     if faults > MAX_FAULT_SHARE * len(outcomes):
         return None
-    known = [o.score for o in outcomes if not isinstance(o, Fault) and o.score is not None]
+    known = [o.score for o in outcomes if not isinstance(o, ScoringFailure) and o.score is not None]
     lowest = min([0.0, *known])
     for scored in scored_rollouts:
-        scores = [lowest if isinstance(o, Fault) else o.score for o in scored.outcomes]
+        scores = [lowest if isinstance(o, ScoringFailure) else o.score for o in scored.outcomes]
         given = [score for score in scores if score is not None]
         if given:
             means.append(sum(given) / len(given))
     return sum(means) / len(means) if means else None
 
 
-def write_figures(stage: Stage, figures: Figures) -> None:
+def write_figures(stage: Stage, figures: StageScores) -> None:
     """evaluation.json, in the stage's folder of this pipeline."""
     path = stage.figures / "evaluation.json"
     path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def read_figures(stage: Stage) -> Figures | None:
+def read_figures(stage: Stage) -> StageScores | None:
     """A stage's figures, None where it was not evaluated, or as another model."""
     found, sha256 = read_json(stage.figures / "evaluation.json"), stage.record.get("sha256")
     return found if sha256 is not None and found.get("sha256") == sha256 else None
@@ -143,7 +143,7 @@ def table_of(stages: Sequence[Stage], recipe: PipelineRecipe) -> list[str]:
     return lines
 
 
-def _of_suite(figures: Figures | None) -> str:
+def _of_suite(figures: StageScores | None) -> str:
     if figures is None:
         return "-"
     return _said(figures["pass_at_1"])

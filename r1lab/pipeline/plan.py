@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1lab.hints import nearest
-from r1lab.recipe import PretrainRecipe, TrainRecipe
-from r1lab.recipe_io import Override, load_recipe
-from r1lab.recipe_section import Section
-from r1lab.recipe_stages import (
+from r1lab.config.reading import Override, load_recipe
+from r1lab.config.recipe import PretrainRecipe, TrainRecipe
+from r1lab.config.section import Section
+from r1lab.config.stages import (
     DistilRecipe,
     PipelineRecipe,
     RewardModelRecipe,
@@ -27,6 +26,7 @@ from r1lab.recipe_stages import (
     SftRecipe,
     StageSettings,
 )
+from r1lab.hints import nearest
 from r1lab.types import RecipeError
 
 SCHEMAS: dict[str, type[Section]] = {
@@ -163,7 +163,7 @@ def check_name(stages: Sequence[Stage], name: str, option: str) -> None:
 
 
 def _recipe_path(name: str, settings: StageSettings, beside: Path) -> Path:
-    from r1lab.recipe_io import find_recipe
+    from r1lab.config.reading import find_recipe
 
     try:
         return find_recipe(settings.recipe, beside=beside)

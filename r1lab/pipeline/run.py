@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1lab.config.stages import PipelineRecipe
+from r1lab.jobs import Task, check_failed, run_tasks
 from r1lab.lineage import write_lineage
 from r1lab.pipeline.guard import check_stage, held_out_questions
 from r1lab.pipeline.measure import (
@@ -26,8 +28,6 @@ from r1lab.pipeline.measure import (
     write_figures,
 )
 from r1lab.pipeline.plan import Stage, read_json
-from r1lab.recipe_stages import PipelineRecipe
-from r1lab.tasks import Task, check_failed, run_tasks
 from r1lab.types import RunStopped
 
 Say = Callable[[str], None]

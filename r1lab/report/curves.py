@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1lab.report.facts import figure_of
 from r1lab.report.text import printable
-from r1lab.run_folder import Row, RunFolder
+from r1lab.run_folder import RolloutRow, RunFolder
 from r1lab.types import R1labError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def draw_curves(run: RunFolder | str | Path, output: str | Path | None = None) -
     return path
 
 
-def _title(folder: RunFolder, evals: Sequence[Row]) -> str:
+def _title(folder: RunFolder, evals: Sequence[RolloutRow]) -> str:
     name = printable(str(folder.recipe().get("name", folder.path.name)))
     if not evals:
         return name
@@ -84,7 +84,7 @@ def _title(folder: RunFolder, evals: Sequence[Row]) -> str:
 # ------------------------------------------------------------------------------------- panels
 
 
-def _accuracy(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
+def _accuracy(axis: Axes, metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow]) -> None:
     axis.set_title("Accuracy")
     part = str(evals[0].get("accuracy", "accuracy")) if evals else "accuracy"
     _training(axis, metrics, figure_of(part), GREY, "training")
@@ -102,7 +102,7 @@ def _accuracy(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
     _legend(axis)
 
 
-def _length(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
+def _length(axis: Axes, metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow]) -> None:
     axis.set_title("Response length (tokens)")
     _training(axis, metrics, "length_right", GREEN, "training, right")
     _training(axis, metrics, "length_wrong", RED, "training, wrong", style="--")
@@ -111,7 +111,7 @@ def _length(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
     _legend(axis)
 
 
-def _form(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
+def _form(axis: Axes, metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow]) -> None:
     axis.set_title("Form (share of responses)")
     _training(axis, metrics, "format", GREY, "well-formed, training")
     _held_out(axis, evals, "format", BLUE, "well-formed", marker="o")
@@ -120,7 +120,7 @@ def _form(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
     _legend(axis)
 
 
-def _reward(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
+def _reward(axis: Axes, metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow]) -> None:
     axis.set_title("Reward")
     _training(axis, metrics, "reward", PURPLE, "training")
     _held_out(axis, evals, "reward", BLUE, "held-out", marker="o")
@@ -128,7 +128,7 @@ def _reward(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
     _legend(axis)
 
 
-def _agreement(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
+def _agreement(axis: Axes, metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow]) -> None:
     axis.set_title("KL(sampler, trainer), nats a token")
     points = [(row["step"], row["sync_kl"]) for row in metrics if row.get("sync_kl")]
     if points:
@@ -140,7 +140,7 @@ def _agreement(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None
     _legend(axis)
 
 
-def _health(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
+def _health(axis: Axes, metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow]) -> None:
     axis.set_title("Signal (shares in training)")
     _training(axis, metrics, "zero_variance", ORANGE, "groups without variance")
     _training(axis, metrics, "truncated", RED, "responses cut off", style="--")
@@ -148,7 +148,7 @@ def _health(axis: Axes, metrics: Sequence[Row], evals: Sequence[Row]) -> None:
     _legend(axis)
 
 
-PANELS: tuple[Callable[[Any, Sequence[Row], Sequence[Row]], None], ...] = (
+PANELS: tuple[Callable[[Any, Sequence[RolloutRow], Sequence[RolloutRow]], None], ...] = (
     _accuracy, _length, _form, _reward, _agreement, _health,
 )  # fmt: skip
 
@@ -157,7 +157,7 @@ PANELS: tuple[Callable[[Any, Sequence[Row], Sequence[Row]], None], ...] = (
 
 
 def _training(
-    axis: Axes, metrics: Sequence[Row], key: str, color: str, label: str, *, style: str = "-"
+    axis: Axes, metrics: Sequence[RolloutRow], key: str, color: str, label: str, *, style: str = "-"
 ) -> None:
     """Raw values faint, their running mean over them; steps without a value are left out."""
     points = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
@@ -170,7 +170,7 @@ def _training(
 
 def _held_out(
     axis: Axes,
-    evals: Sequence[Row],
+    evals: Sequence[RolloutRow],
     key: str,
     color: str,
     label: str,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from r1lab.report.figures import is_number
-from r1lab.run_folder import Row, RunFolder
-from r1lab.verify.verifiers import TAKEN
+from r1lab.run_folder import RolloutRow, RunFolder
+from r1lab.verify.verifiers import RESERVED_METRICS
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Cost:
     dollars: float | None
 
 
-def accuracy_part(folder: RunFolder, evals: Sequence[Row] = ()) -> str:
+def accuracy_part(folder: RunFolder, evals: Sequence[RolloutRow] = ()) -> str:
     """The part of a verdict that tells right from wrong, as `Verifiers.accuracy` names it.
 
     Evaluations say it. Before the first one it is read off the recipe: `accuracy` where a reward is
@@ -51,14 +51,14 @@ def accuracy_part(folder: RunFolder, evals: Sequence[Row] = ()) -> str:
 
 def figure_of(part: str) -> str:
     """The name of a part's mean in metrics.jsonl: its own, unless another figure has that."""
-    return f"{part}_reward" if part in TAKEN else part
+    return f"{part}_reward" if part in RESERVED_METRICS else part
 
 
 def cost_of(
-    metrics: Sequence[Row],
-    timings: Sequence[Row],
-    evals: Sequence[Row],
-    summary: Row,
+    metrics: Sequence[RolloutRow],
+    timings: Sequence[RolloutRow],
+    evals: Sequence[RolloutRow],
+    summary: RolloutRow,
     *,
     price: float | None = None,
     watts: float | None = None,
@@ -78,16 +78,16 @@ def cost_of(
     )
 
 
-def _scores_of(row: Row) -> list[Row]:
+def _scores_of(row: RolloutRow) -> list[RolloutRow]:
     return [scores for scores in (row.get("overall"), row.get("greedy")) if scores]
 
 
-def _tokens(scores: Row) -> float:
+def _tokens(scores: RolloutRow) -> float:
     length = scores.get("length")
     return float(length["value"] * scores.get("num_samples", 0)) if length else 0.0
 
 
-def without_samples(row: Row) -> Row:
+def without_samples(row: RolloutRow) -> RolloutRow:
     """An evaluation's settings and figures, its samples left out."""
     return {key: value for key, value in row.items() if key != "problems"}
 
@@ -101,7 +101,7 @@ def suite_paths(folder: RunFolder) -> list[Path]:
     )
 
 
-def other_evaluations(folder: RunFolder) -> list[Row]:
+def other_evaluations(folder: RunFolder) -> list[RolloutRow]:
     """The suites that the run's model was scored on, each with its `file`; samples left out.
 
     A file that is not JSON is named with the reason in place of figures.
@@ -119,7 +119,7 @@ def other_evaluations(folder: RunFolder) -> list[Row]:
     return found
 
 
-def prospects_of(folder: RunFolder, events: Sequence[Row]) -> Row | None:
+def prospects_of(folder: RunFolder, events: Sequence[RolloutRow]) -> RolloutRow | None:
     """Whether the run could learn: as its own start found it, else as asked before it began."""
     for event in reversed(events):
         if event.get("event") == "prospects":
@@ -127,7 +127,7 @@ def prospects_of(folder: RunFolder, events: Sequence[Row]) -> Row | None:
     path = folder.path / "preflight.json"
     if not path.exists():
         return None
-    found: Row = json.loads(path.read_text(encoding="utf-8"))
+    found: RolloutRow = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -151,7 +151,7 @@ def settings_of(recipe: Any, path: str = "") -> dict[str, str]:
     return flat
 
 
-def stopped_by(events: Sequence[Row]) -> str | None:
+def stopped_by(events: Sequence[RolloutRow]) -> str | None:
     """Why the run stopped before its end, if it did and was not gone on with since."""
     for event in reversed(events):
         kind = event.get("event")
@@ -162,7 +162,7 @@ def stopped_by(events: Sequence[Row]) -> str | None:
     return None
 
 
-def _flat(event: Row) -> Row:
+def _flat(event: RolloutRow) -> RolloutRow:
     """An event without what is no single value: that has a place of its own in the report."""
     return {key: value for key, value in event.items() if not isinstance(value, dict | list)}
 

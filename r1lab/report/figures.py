@@ -9,7 +9,7 @@ from typing import Any
 
 # Figures of metrics.jsonl in the order they are said, with their form. `accuracy` stands for
 # whatever part of the verdict tells right from wrong.
-_SAID = {"reward": ".3f", "accuracy": ".3f", "length": ".1f"}
+LABELS = {"reward": ".3f", "accuracy": ".3f", "length": ".1f"}
 # Said only where there is any.
 _TROUBLE = {"faults": "faulted", "skipped": "skipped updates"}
 
@@ -27,7 +27,7 @@ def said(
     Faults and skipped updates are named with their number of responses where there are any.
     """
     words = []
-    for name, form in _SAID.items():
+    for name, form in LABELS.items():
         value = metrics.get(accuracy if name == "accuracy" else name)
         if is_number(value):
             words.append(f"{name} {value:{form}}")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from r1lab.report.facts import figure_of
 from r1lab.report.figures import is_number
-from r1lab.run_folder import Row
+from r1lab.run_folder import RolloutRow
 
 Color = Literal["blue", "orange", "green", "red", "purple", "sky", "grey"]
 # How the notes of panels with intervals end.
@@ -58,7 +58,11 @@ class Panel:
 
 
 def panels_of(
-    metrics: Sequence[Row], timings: Sequence[Row], evals: Sequence[Row], *, accuracy: str
+    metrics: Sequence[RolloutRow],
+    timings: Sequence[RolloutRow],
+    evals: Sequence[RolloutRow],
+    *,
+    accuracy: str,
 ) -> list[Panel]:
     """The panels of a run that have anything in them, in the order they are read."""
     parts = reward_parts(metrics, evals)
@@ -99,7 +103,7 @@ def panels_of(
     return [panel for panel in panels if any(_has_points(series) for series in panel.series)]
 
 
-def reward_parts(metrics: Sequence[Row], evals: Sequence[Row]) -> list[str]:
+def reward_parts(metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow]) -> list[str]:
     """The parts of the verdicts that are figures of metrics.jsonl too: the rewards, apart."""
     found: dict[str, None] = {}
     for row in evals:
@@ -127,7 +131,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
 }
 
 
-def _accuracy(metrics: Sequence[Row], evals: Sequence[Row], accuracy: str) -> Panel:
+def _accuracy(metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow], accuracy: str) -> Panel:
     k = evals[-1].get("k", "k") if evals else "k"
     series = [
         _held_out(evals, "pass_at_1", "pass@1", "blue"),
@@ -142,7 +146,7 @@ def _accuracy(metrics: Sequence[Row], evals: Sequence[Row], accuracy: str) -> Pa
     return Panel("accuracy", "Accuracy", series, note, "share", low=0.0, high=1.0)
 
 
-def _held_out_length(evals: Sequence[Row]) -> Panel:
+def _held_out_length(evals: Sequence[RolloutRow]) -> Panel:
     series = [
         _held_out(evals, "length", "all", "blue"),
         _held_out(evals, "length_right", "right", "green"),
@@ -152,7 +156,7 @@ def _held_out_length(evals: Sequence[Row]) -> Panel:
     return Panel("length", "Response length, held out", series, note, low=0.0)
 
 
-def _training_length(metrics: Sequence[Row]) -> Panel:
+def _training_length(metrics: Sequence[RolloutRow]) -> Panel:
     series = _each(metrics, [
         ("length", "all", "blue"), ("length_right", "right", "green"),
         ("length_wrong", "wrong", "red"),
@@ -160,7 +164,7 @@ def _training_length(metrics: Sequence[Row]) -> Panel:
     return Panel("length_training", "Response length, training", series, "tokens", low=0.0)
 
 
-def _rewards(metrics: Sequence[Row], evals: Sequence[Row]) -> Panel:
+def _rewards(metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow]) -> Panel:
     series = [
         _held_out(evals, "reward", "held out", "blue"),
         *_each(metrics, [("reward", "training", "purple")]),
@@ -168,13 +172,13 @@ def _rewards(metrics: Sequence[Row], evals: Sequence[Row]) -> Panel:
     return Panel("reward", "Reward", series, "the weighted sum that is trained on")
 
 
-def _rewards_apart(metrics: Sequence[Row], parts: Sequence[str]) -> Panel:
+def _rewards_apart(metrics: Sequence[RolloutRow], parts: Sequence[str]) -> Panel:
     named = [(figure_of(name), name, _CYCLE[i % len(_CYCLE)]) for i, name in enumerate(parts)]
     return Panel("parts", "Rewards apart", _each(metrics, named), "training, before the weights")
 
 
-def _pass_at_k(evals: Sequence[Row]) -> Panel:
-    chosen: list[tuple[Row, Color]] = [(row, "blue") for row in evals[-1:]]
+def _pass_at_k(evals: Sequence[RolloutRow]) -> Panel:
+    chosen: list[tuple[RolloutRow, Color]] = [(row, "blue") for row in evals[-1:]]
     if len(evals) > 1:
         chosen.insert(0, (evals[0], "grey"))
     series = []
@@ -188,7 +192,7 @@ def _pass_at_k(evals: Sequence[Row]) -> Panel:
     return Panel("pass_at_k", "pass@k, held out", series, note, "share", x="k", low=0.0, high=1.0)
 
 
-def _form(metrics: Sequence[Row], evals: Sequence[Row]) -> Panel:
+def _form(metrics: Sequence[RolloutRow], evals: Sequence[RolloutRow]) -> Panel:
     series = [
         _held_out(evals, "format", "well-formed", "blue"),
         _held_out(evals, "unanswered", "no answer", "red", dash=True),
@@ -205,7 +209,7 @@ _LEVELS = {
 }  # fmt: skip
 
 
-def _levels(metrics: Sequence[Row]) -> list[Panel]:
+def _levels(metrics: Sequence[RolloutRow]) -> list[Panel]:
     """What a curriculum measured and chose; nothing where there is none."""
     panels = []
     for prefix, (title, note) in _LEVELS.items():
@@ -218,11 +222,11 @@ def _levels(metrics: Sequence[Row]) -> list[Panel]:
     return panels
 
 
-def _starting(rows: Sequence[Row], prefix: str) -> list[str]:
+def _starting(rows: Sequence[RolloutRow], prefix: str) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)))
 
 
-def _agreement(metrics: Sequence[Row]) -> Panel:
+def _agreement(metrics: Sequence[RolloutRow]) -> Panel:
     series = _each(
         metrics, [("sync_kl", "k3 estimate", "blue"), ("sync_kl_bound", "bound", "red")],
         above=0.0,
@@ -231,7 +235,7 @@ def _agreement(metrics: Sequence[Row]) -> Panel:
     return Panel("agreement", "KL(sampler, trainer)", series, note, "small", log=True)
 
 
-def _collected(metrics: Sequence[Row]) -> list[Series]:
+def _collected(metrics: Sequence[RolloutRow]) -> list[Series]:
     """Nothing where no group was thrown away or left over: an empty panel is left out."""
     if not any(row.get("groups_thrown_away") or row.get("groups_waiting") for row in metrics):
         return []
@@ -241,7 +245,7 @@ def _collected(metrics: Sequence[Row]) -> list[Series]:
     ])  # fmt: skip
 
 
-def _troubled(metrics: Sequence[Row]) -> list[Series]:
+def _troubled(metrics: Sequence[RolloutRow]) -> list[Series]:
     """Nothing where nothing went wrong: an empty panel is left out."""
     named: list[tuple[str, str, Color]] = [
         ("faults", "responses faulted", "orange"), ("skipped", "updates skipped", "red"),
@@ -249,7 +253,7 @@ def _troubled(metrics: Sequence[Row]) -> list[Series]:
     return _each(metrics, [one for one in named if any(row.get(one[0]) for row in metrics)])
 
 
-def _time(timings: Sequence[Row]) -> Panel:
+def _time(timings: Sequence[RolloutRow]) -> Panel:
     phases: list[tuple[str, str, Color]] = [
         ("rollout", "sampling", "blue"), ("reward", "rewards", "orange"),
         ("update", "update", "green"), ("sync", "weight sync", "red"),
@@ -263,7 +267,7 @@ def _time(timings: Sequence[Row]) -> Panel:
     return Panel("time", "Where the time went", series, note, "seconds", stacked=True, low=0.0)
 
 
-def _seconds(timings: Sequence[Row], known: set[str]) -> list[str]:
+def _seconds(timings: Sequence[RolloutRow], known: set[str]) -> list[str]:
     """Phases beside the known ones: what a step's total is made of, and no memory or rate."""
     found = dict.fromkeys(key for row in timings for key in row if key not in known)
     return [
@@ -273,7 +277,9 @@ def _seconds(timings: Sequence[Row], known: set[str]) -> list[str]:
     ]
 
 
-def _others(metrics: Sequence[Row], timings: Sequence[Row], shown: set[str]) -> list[Panel]:
+def _others(
+    metrics: Sequence[RolloutRow], timings: Sequence[RolloutRow], shown: set[str]
+) -> list[Panel]:
     """A small panel for every other number of the run, to be opened by who wants it."""
     panels = []
     for rows, where in ((metrics, "metrics.jsonl"), (timings, "timings.jsonl")):
@@ -288,7 +294,7 @@ def _others(metrics: Sequence[Row], timings: Sequence[Row], shown: set[str]) -> 
 
 
 def _each(
-    rows: Sequence[Row],
+    rows: Sequence[RolloutRow],
     named: Iterable[tuple[str, str, Color]],
     *,
     above: float | None = None,
@@ -304,7 +310,7 @@ def _each(
 
 
 def _held_out(
-    evals: Sequence[Row],
+    evals: Sequence[RolloutRow],
     key: str,
     label: str,
     color: Color,

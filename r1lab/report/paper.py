@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from r1lab.registry import shipped_folder
+from r1lab.problems.registry import shipped_folder
 from r1lab.types import R1labError
 
 # Nature 2025, Methods (arXiv 2501.12948 v2, section 2.1).

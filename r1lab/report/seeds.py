@@ -17,7 +17,7 @@ from typing import Any
 
 from r1lab.evaluate.intervals import Estimate, student_interval
 from r1lab.report.panels import OVER_PROBLEMS, Panel, Series
-from r1lab.run_folder import Row
+from r1lab.run_folder import RolloutRow
 
 # Keys of a recipe in which runs of one experiment differ.
 _SEEDS = ("seed", "problems.seed")
@@ -132,7 +132,7 @@ def _cut(found: Estimate, low: float | None, high: float | None) -> Estimate:
 
 
 def _held_out(
-    of_runs: Sequence[Sequence[Row]],
+    of_runs: Sequence[Sequence[RolloutRow]],
 ) -> tuple[dict[str, Estimate | None], dict[str, Estimate | None]]:
     """The figures of the first and of the last evaluation that all runs have."""
     by_step = [{row.get("step") or 0: row["overall"] for row in evals} for evals in of_runs]
@@ -143,7 +143,7 @@ def _held_out(
     return _figures(first), _figures(last)
 
 
-def _figures(scores: Sequence[Row]) -> dict[str, Estimate | None]:
+def _figures(scores: Sequence[RolloutRow]) -> dict[str, Estimate | None]:
     found: dict[str, Estimate | None] = {}
     for figure in _FIGURES:
         values = [row[figure]["value"] for row in scores if row.get(figure)]

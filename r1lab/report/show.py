@@ -16,7 +16,7 @@ from rich.text import Text
 from r1lab.prompts import THINK_CLOSE
 from r1lab.report.facts import accuracy_part
 from r1lab.report.text import printable
-from r1lab.run_folder import Row, RunFolder
+from r1lab.run_folder import RolloutRow, RunFolder
 from r1lab.types import R1labError
 
 
@@ -61,12 +61,12 @@ def show(
         console.print(Text(f"{hidden} more groups: --num, --problem ID, --step N", style="dim"))
 
 
-def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def _groups(rows: Sequence[RolloutRow]) -> Iterator[list[RolloutRow]]:
     for _, rows_of_group in groupby(rows, key=lambda row: row["group"]):
         yield list(rows_of_group)
 
 
-def _render_group(rows: Sequence[Row], accuracy: str, samples: int | None) -> RenderableType:
+def _render_group(rows: Sequence[RolloutRow], accuracy: str, samples: int | None) -> RenderableType:
     first = rows[0]
     scores = [row["score"] for row in rows if row["score"] is not None]
     mean = f"{sum(scores) / len(scores):.2f}" if scores else "none"
@@ -93,10 +93,10 @@ def _render_group(rows: Sequence[Row], accuracy: str, samples: int | None) -> Re
     )
 
 
-def _extremes(rows: Sequence[Row]) -> list[Row]:
+def _extremes(rows: Sequence[RolloutRow]) -> list[RolloutRow]:
     """Best, worst, second best, second worst, ...: what an advantage is made of."""
     order = sorted(rows, key=lambda row: -(float("-inf") if row["score"] is None else row["score"]))
-    turns: list[Row] = []
+    turns: list[RolloutRow] = []
     while order:
         turns.append(order.pop(0))
         if order:
@@ -104,7 +104,7 @@ def _extremes(rows: Sequence[Row]) -> list[Row]:
     return turns
 
 
-def _render_response(row: Row, accuracy: str) -> RenderableType:
+def _render_response(row: RolloutRow, accuracy: str) -> RenderableType:
     if row["fault"]:
         mark, style, verdict = "!", "yellow", printable(row["fault"])
     elif row["score"] is None:

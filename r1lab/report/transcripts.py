@@ -20,7 +20,7 @@ from typing import Any
 
 from r1lab.prompts import TEMPLATES
 from r1lab.report.facts import suite_paths
-from r1lab.run_folder import Row, RunFolder
+from r1lab.run_folder import RolloutRow, RunFolder
 
 MAX_SAMPLES = 100_000
 MAX_BYTES = 2**28  # of text in one report, before it is compressed
@@ -119,7 +119,7 @@ def units_of(folder: RunFolder, results: Mapping[tuple[int, int], Path]) -> Iter
     yield from sorted(units, key=lambda unit: (unit.step, unit.kind))
 
 
-def _samples(path: Path) -> list[Row]:
+def _samples(path: Path) -> list[RolloutRow]:
     """The samples of an evaluation; none of a file that is no evaluation (the report names it)."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ class _Packer:
         self._chunk: list[Any] = []
         self._num_bytes = self._num_chunks = 0
 
-    def add_rollouts(self, step: int, rows: Sequence[Row]) -> Iterator[str]:
+    def add_rollouts(self, step: int, rows: Sequence[RolloutRow]) -> Iterator[str]:
         """A step's rows as `RunFolder.rollouts` gives them."""
         for _, of_group in groupby(rows, key=lambda row: row["group"]):
             samples = list(of_group)
@@ -174,7 +174,7 @@ class _Packer:
                 first["gold"], packed,
             )  # fmt: skip
 
-    def add_evaluation(self, kind: int, step: int, row: Row) -> Iterator[str]:
+    def add_evaluation(self, kind: int, step: int, row: RolloutRow) -> Iterator[str]:
         """An evaluation as eval/*.json has it; the greedy answer stands behind the samples."""
         template = TEMPLATES.get(row.get("template") or "")
         prefix = template.prefix if template else ""
@@ -217,7 +217,7 @@ class _Packer:
         if self._num_bytes >= _CHUNK_BYTES:
             yield from self.flush()
 
-    def _sample(self, row: Row, prefix: str, flags: int = 0) -> list[Any]:
+    def _sample(self, row: RolloutRow, prefix: str, flags: int = 0) -> list[Any]:
         """[text, answer, reason, parts, fault, advantage, how it ended, its prefix's number]."""
         score, parts = row["score"], row["parts"] or {}
         if row["fault"]:

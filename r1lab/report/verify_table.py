@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r1lab.report.text import printable
-from r1lab.types import Fault, Outcome
+from r1lab.types import Outcome, ScoringFailure
 from r1lab.verify.check import CHECKS, CheckReport, Tried
 
 _EXPECTED = {"gold": "full score"}
@@ -35,14 +35,14 @@ def print_report(report: CheckReport, *, examples: int = 3, console: Console | N
             check,
             _EXPECTED.get(check, "less"),
             Text(f"{num} of {len(tried)}", style="bold red" if failed else "green"),
-            str(sum(isinstance(one.outcome, Fault) for one in tried)),
+            str(sum(isinstance(one.outcome, ScoringFailure) for one in tried)),
             f"{1000 * max(one.seconds for one in tried):.1f} ms",
         )
     console.print(table)
     for check in CHECKS:
         tried = report.of(check)
         _print_examples(console, "fails", [one for one in tried if not one.passed], examples)
-        faults = [one for one in tried if one.passed and isinstance(one.outcome, Fault)]
+        faults = [one for one in tried if one.passed and isinstance(one.outcome, ScoringFailure)]
         _print_examples(console, "fault", faults, examples)
     if report.executed:
         console.print(Text("hostile text was executed: the canary file was written", "bold red"))
@@ -59,7 +59,7 @@ def as_dict(report: CheckReport) -> dict[str, Any]:
             check: {
                 "responses": len(tried),
                 "passed": sum(one.passed for one in tried),
-                "faults": sum(isinstance(one.outcome, Fault) for one in tried),
+                "faults": sum(isinstance(one.outcome, ScoringFailure) for one in tried),
                 "worst_seconds": max((one.seconds for one in tried), default=None),
                 "failing": [_row(one) for one in tried if not one.passed],
             }
@@ -94,7 +94,7 @@ def _print_examples(console: Console, word: str, tried: Sequence[Tried], example
 
 
 def _said(outcome: Outcome) -> str:
-    if isinstance(outcome, Fault):
+    if isinstance(outcome, ScoringFailure):
         return f"{outcome.kind}: {outcome.detail}"
     return f"score {outcome.score}" + (f" ({outcome.reason[:200]})" if outcome.reason else "")
 

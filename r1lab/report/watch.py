@@ -22,7 +22,7 @@ from rich.text import Text
 from r1lab.report.facts import accuracy_part, figure_of, stopped_by
 from r1lab.report.figures import duration, is_number, said, sparkline
 from r1lab.report.text import printable
-from r1lab.run_folder import Row, RunFolder
+from r1lab.run_folder import RolloutRow, RunFolder
 
 # What a row of the table shows: label, key of metrics.jsonl, form.
 _ROWS = (
@@ -49,10 +49,10 @@ class Snapshot:
     name: str
     total: int | None
     accuracy: str
-    metrics: Sequence[Row]
-    timings: Sequence[Row]
-    evals: Sequence[Row]
-    events: Sequence[Row]
+    metrics: Sequence[RolloutRow]
+    timings: Sequence[RolloutRow]
+    evals: Sequence[RolloutRow]
+    events: Sequence[RolloutRow]
     ended: bool
     stopped: str | None
     seconds_silent: float | None
@@ -199,7 +199,7 @@ def _figures(snapshot: Snapshot) -> RenderableType:
     return table
 
 
-def _held_out(evals: Sequence[Row]) -> RenderableType:
+def _held_out(evals: Sequence[RolloutRow]) -> RenderableType:
     table = Table("held out", "pass@1", f"cons@{evals[-1].get('k')}", "length", "well-formed",
                   box=None, padding=(0, 1, 0, 0), header_style="dim")  # fmt: skip
     shown = evals if len(evals) <= 4 else (evals[0], *evals[-3:])
@@ -215,13 +215,13 @@ def _held_out(evals: Sequence[Row]) -> RenderableType:
     return table
 
 
-def _estimate(estimate: Row | None, form: str) -> str:
+def _estimate(estimate: RolloutRow | None, form: str) -> str:
     if not estimate:
         return "none"
     return f"{estimate['value']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
 
 
-def _happened(events: Sequence[Row]) -> list[RenderableType]:
+def _happened(events: Sequence[RolloutRow]) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for event in events[-_NUM_EVENTS:]:
         told = "  ".join(

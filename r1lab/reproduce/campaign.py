@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from r1lab.recipe_io import load_recipe
+from r1lab.config.reading import load_recipe
+from r1lab.jobs import Task
 from r1lab.reproduce.experiment import Experiment, experiments_folder
-from r1lab.reproduce.measure import Outcome, Records, outcome_of
-from r1lab.reproduce.record import Record, run_folder_of, run_record
+from r1lab.reproduce.measure import ExperimentOutcome, Records, outcome_of
+from r1lab.reproduce.record import RunRecord, run_folder_of, run_record
 from r1lab.run_folder import RunFolder
-from r1lab.tasks import Task
 from r1lab.types import R1labError
 
 
@@ -33,7 +33,7 @@ class Campaign:
     experiments: Sequence[Experiment]
     seeds: Sequence[int]
     overrides: Sequence[str] = ()
-    known: Mapping[str, Record] = field(default_factory=dict)
+    known: Mapping[str, RunRecord] = field(default_factory=dict)
     _tasks: dict[Path, Task] = field(default_factory=dict)
 
     def tasks(self) -> list[Task]:
@@ -54,7 +54,7 @@ class Campaign:
                         self._add_suites(experiment, arm, seed)
         return list(self._tasks.values())
 
-    def outcome(self, experiment: Experiment) -> Outcome:
+    def outcome(self, experiment: Experiment) -> ExperimentOutcome:
         """The experiment's verdict from the run folders; R1labError where a run is missing."""
         return outcome_of(experiment, self.records(experiment))
 
@@ -85,7 +85,7 @@ class Campaign:
         )
 
     def _add_base(self, name: str) -> Path:
-        from r1lab.recipe import PretrainRecipe
+        from r1lab.config.recipe import PretrainRecipe
 
         path = experiments_folder() / "bases" / f"{name}.yaml"
         load_recipe(path, schema=PretrainRecipe)
@@ -119,7 +119,7 @@ class Campaign:
         log = done.with_suffix(".log") if "eval" in command[:1] else done.parent / "log.txt"
         self._tasks[done] = Task(label, whole, done, log, needs)
 
-    def record(self, experiment: Experiment, arm: str, seed: int) -> Record:
+    def record(self, experiment: Experiment, arm: str, seed: int) -> RunRecord:
         """The record of one run, with its evaluations; R1labError where they are not done."""
         folder = run_folder_of(self.out, arm, seed)
         key = record_key(experiment, arm, seed)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from r1lab.report.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE, running_mean
 from r1lab.report.paper import paper_curves
-from r1lab.reproduce.experiment import Experiment, Panel
+from r1lab.reproduce.experiment import Experiment, FigurePanel
 from r1lab.reproduce.measure import Records, over_seeds
-from r1lab.reproduce.record import Record
+from r1lab.reproduce.record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def draw_experiment(experiment: Experiment, records: Records, path: Path) -> Pat
     return path
 
 
-def _curves(axis: Axes, panel: Panel, experiment: Experiment, records: Records) -> None:
+def _curves(axis: Axes, panel: FigurePanel, experiment: Experiment, records: Records) -> None:
     arms = panel.arms or tuple(experiment.arms)
     axis.set_title(panel.title)
     # Arms of fewer steps end earlier: what is compared is the same number of steps.
@@ -80,7 +80,7 @@ def _curves(axis: Axes, panel: Panel, experiment: Experiment, records: Records) 
         axis.legend(loc="best")
 
 
-def _smooth(record: Record, name: str, steps: int) -> list[tuple[float, float]]:
+def _smooth(record: RunRecord, name: str, steps: int) -> list[tuple[float, float]]:
     """A curve over the share of `steps`; figures of single steps as running means."""
     curve = record.curve(name)
     if name.startswith("train."):
@@ -111,7 +111,7 @@ def _mean_line(
     )  # fmt: skip
 
 
-def _paper(axis: Axes, panel: Panel) -> None:
+def _paper(axis: Axes, panel: FigurePanel) -> None:
     curves = [paper_curves()[name] for name in panel.paper]
     axis.set_title("The paper's, on its own scale")
     for curve, colour in zip(curves, _COLOURS, strict=False):
@@ -121,7 +121,7 @@ def _paper(axis: Axes, panel: Panel) -> None:
     axis.legend(loc="lower right")
 
 
-def _suite(axis: Axes, panel: Panel, records: Records) -> None:
+def _suite(axis: Axes, panel: FigurePanel, records: Records) -> None:
     """pass@k over k: each seed's trained model, their mean, and the base."""
     assert panel.suite is not None
     axis.set_title(panel.title)

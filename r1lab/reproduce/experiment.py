@@ -12,10 +12,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from r1lab.config.plain_yaml import YamlFault, parse
+from r1lab.config.section import Fraction, Name, NonNegative, Positive, RunName, Section
 from r1lab.hints import nearest
-from r1lab.plain_yaml import YamlFault, parse
-from r1lab.recipe_section import Fraction, Name, NonNegative, Positive, RunName, Section
-from r1lab.registry import shipped_folder
+from r1lab.problems.registry import shipped_folder
 from r1lab.types import RecipeError
 
 FigureName = Literal[
@@ -60,7 +60,7 @@ class Criterion(Section):
         return self
 
 
-class Panel(Section):
+class FigurePanel(Section):
     """One plot of the experiment's picture."""
 
     title: str
@@ -70,7 +70,7 @@ class Panel(Section):
     suite: Name | None = Field(None, description="pass@k over k on this suite, not over steps")
 
 
-class Suite(Section):
+class ExperimentSuite(Section):
     """An evaluation of the trained models of an arm, and of their base, by `r1lab eval`."""
 
     arm: Name
@@ -89,9 +89,9 @@ class Experiment(Section):
     minutes: float = Field(gt=0, description="of two cores, for each seed")
     seeds: Positive = 3
     arms: dict[str, Arm] = Field(min_length=1)
-    suites: tuple[Suite, ...] = ()
+    suites: tuple[ExperimentSuite, ...] = ()
     criteria: tuple[Criterion, ...] = Field(min_length=1)
-    panels: tuple[Panel, ...] = Field(min_length=1)
+    panels: tuple[FigurePanel, ...] = Field(min_length=1)
     order: NonNegative = 0
 
     @model_validator(mode="after")

@@ -15,18 +15,18 @@ from typing import Any, Literal
 
 from r1lab.evaluate.intervals import student_interval
 from r1lab.reproduce.experiment import Criterion, Experiment
-from r1lab.reproduce.record import Point, Record
+from r1lab.reproduce.record import CurvePoint, RunRecord
 from r1lab.types import R1labError
 
 REACHED = 0.9  # of a curve's way from its first value to its last
 WINDOW = 5  # steps over which a figure of single steps is taken
 
 Met = Literal["yes", "in the mean", "no", "reported"]
-Verdict = Literal["reproduced", "reproduced in the mean", "not reproduced"]
+ExperimentVerdict = Literal["reproduced", "reproduced in the mean", "not reproduced"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ThresholdResult:
     """What came of one criterion: a value a seed, their mean, its interval (None for one seed).
 
     `threshold` in words; empty for a figure that is only reported.
@@ -42,38 +42,40 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ExperimentOutcome:
     """What came of an experiment."""
 
     name: str
     claim: str
     source: str
-    verdict: Verdict
+    verdict: ExperimentVerdict
     seeds: tuple[int, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[ThresholdResult, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
-Records = Mapping[str, Sequence[Record]]  # by arm, in the order of their seeds
+Records = Mapping[str, Sequence[RunRecord]]  # by arm, in the order of their seeds
 
 
-def outcome_of(experiment: Experiment, records: Records) -> Outcome:
+def outcome_of(experiment: Experiment, records: Records) -> ExperimentOutcome:
     """Every criterion read off the records; R1labError where one of them has no such curve."""
     findings = tuple(_finding(criterion, records) for criterion in experiment.criteria)
     met = {finding.met for finding in findings}
-    verdict: Verdict = "reproduced"
+    verdict: ExperimentVerdict = "reproduced"
     if "no" in met:
         verdict = "not reproduced"
     elif "in the mean" in met:
         verdict = "reproduced in the mean"
     seeds = tuple(record.seed for record in records[next(iter(experiment.arms))])
-    return Outcome(experiment.name, experiment.claim, experiment.source, verdict, seeds, findings)
+    return ExperimentOutcome(
+        experiment.name, experiment.claim, experiment.source, verdict, seeds, findings
+    )
 
 
-def _finding(criterion: Criterion, records: Records) -> Finding:
+def _finding(criterion: Criterion, records: Records) -> ThresholdResult:
     values = [FIGURES[criterion.figure](record, criterion) for record in records[criterion.arm]]
     if criterion.less is not None:
         others = [
@@ -95,7 +97,7 @@ def _finding(criterion: Criterion, records: Records) -> Finding:
             f"at most {criterion.at_most:g}",
             _met(worst <= criterion.at_most, mean <= criterion.at_most),
         )
-    return Finding(criterion.says, threshold, tuple(values), mean, low, high, met)
+    return ThresholdResult(criterion.says, threshold, tuple(values), mean, low, high, met)
 
 
 def _met(whole: bool, in_the_mean: bool) -> Met:
@@ -113,14 +115,14 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | No
 # --- figures: (record, criterion) -> one number ----------------------------------------------
 
 
-def _curve(record: Record, name: str) -> list[Point]:
+def _curve(record: RunRecord, name: str) -> list[CurvePoint]:
     curve = record.curve(name)
     if not curve:
         raise R1labError(f"the run of {record.arm}, seed {record.seed}, has no figure {name!r}")
     return curve
 
 
-def _at(record: Record, name: str, share: float) -> float:
+def _at(record: RunRecord, name: str, share: float) -> float:
     """The value at a share of the run: the nearest evaluation; of steps, the mean of WINDOW."""
     curve = _curve(record, name)
     wanted = share * record.steps
@@ -129,33 +131,33 @@ def _at(record: Record, name: str, share: float) -> float:
     return fmean(value for _, value in nearest)
 
 
-def at(record: Record, criterion: Criterion) -> float:
+def at(record: RunRecord, criterion: Criterion) -> float:
     """The figure at the share `at` of the run."""
     return _at(record, criterion.of, criterion.at)
 
 
-def change(record: Record, criterion: Criterion) -> float:
+def change(record: RunRecord, criterion: Criterion) -> float:
     """The figure at `at`, less that at the start."""
     return _at(record, criterion.of, criterion.at) - _at(record, criterion.of, 0.0)
 
 
-def apart(record: Record, criterion: Criterion) -> float:
+def apart(record: RunRecord, criterion: Criterion) -> float:
     """`of` less `beside` at the share `at` of the run."""
     return _at(record, criterion.of, criterion.at) - _at(record, _other(criterion), criterion.at)
 
 
-def early(record: Record, criterion: Criterion) -> float:
+def early(record: RunRecord, criterion: Criterion) -> float:
     """The mean of the steps after the first, WINDOW of them, over the first: below 1, a dip."""
     values = [value for _, value in _curve(record, criterion.of)]
     return fmean(values[1 : 1 + WINDOW]) / max(values[0], 1e-9)
 
 
-def growth(record: Record, criterion: Criterion) -> float:
+def growth(record: RunRecord, criterion: Criterion) -> float:
     """The figure at `at`, over that at the start."""
     return _at(record, criterion.of, criterion.at) / max(_at(record, criterion.of, 0.0), 1e-9)
 
 
-def best(record: Record, criterion: Criterion) -> float:
+def best(record: RunRecord, criterion: Criterion) -> float:
     """The highest value of the figure over that at the start."""
     width = WINDOW if criterion.of.startswith("train.") else 1
     values = [value for _, value in _curve(record, criterion.of)]
@@ -163,25 +165,25 @@ def best(record: Record, criterion: Criterion) -> float:
     return max(means) / max(_at(record, criterion.of, 0.0), 1e-9)
 
 
-def kept(record: Record, criterion: Criterion) -> float:
+def kept(record: RunRecord, criterion: Criterion) -> float:
     """The last value of the figure over its highest: 1 where nothing was lost."""
     values = [value for _, value in _curve(record, criterion.of)]
     return values[-1] / max(max(values), 1e-9)
 
 
-def gap(record: Record, criterion: Criterion) -> float:
+def gap(record: RunRecord, criterion: Criterion) -> float:
     """The least difference of `of` and `beside` over the run."""
     beside = dict(_curve(record, _other(criterion)))
     return min(value - beside[step] for step, value in _curve(record, criterion.of))
 
 
-def lead(record: Record, criterion: Criterion) -> float:
+def lead(record: RunRecord, criterion: Criterion) -> float:
     """How much sooner `of` has come REACHED of its way than `beside`, as a share of the run."""
     first, second = _reached(record, criterion.of), _reached(record, _other(criterion))
     return (second - first) / record.steps
 
 
-def mean(record: Record, criterion: Criterion) -> float:
+def mean(record: RunRecord, criterion: Criterion) -> float:
     """The mean of the figure from the share `at` to the share `to` of the run."""
     first, last = criterion.at * record.steps, criterion.to * record.steps
     inside = [value for step, value in _curve(record, criterion.of) if first <= step <= last]
@@ -190,7 +192,7 @@ def mean(record: Record, criterion: Criterion) -> float:
     return fmean(inside)
 
 
-def suite(record: Record, criterion: Criterion) -> float:
+def suite(record: RunRecord, criterion: Criterion) -> float:
     """pass@k of the trained model less that of its base; `of` is SUITE@K."""
     name, _, k = criterion.of.partition("@")
     try:
@@ -201,7 +203,7 @@ def suite(record: Record, criterion: Criterion) -> float:
         ) from None
 
 
-def _reached(record: Record, name: str) -> float:
+def _reached(record: RunRecord, name: str) -> float:
     """The step at which a curve has come REACHED of the way from its first to its last value."""
     curve = _curve(record, name)
     first, last = curve[0][1], curve[-1][1]
@@ -217,7 +219,7 @@ def _other(criterion: Criterion) -> str:
     return criterion.beside
 
 
-FIGURES: dict[str, Callable[[Record, Criterion], float]] = {
+FIGURES: dict[str, Callable[[RunRecord, Criterion], float]] = {
     "apart": apart,
     "at": at,
     "best": best,

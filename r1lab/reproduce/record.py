@@ -1,6 +1,6 @@
 """What a run leaves for the figures of an experiment, small enough to keep in a repository.
 
-A record is read off a run folder and nothing else. `run_record` and `Record.from_dict` give the
+A record is read off a run folder and nothing else. `run_record` and `RunRecord.from_dict` give the
 same record, so that every figure and verdict can be computed again from the committed ones.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from r1lab.report.facts import accuracy_part, figure_of
 from r1lab.report.figures import is_number
-from r1lab.run_folder import Row, RunFolder
+from r1lab.run_folder import RolloutRow, RunFolder
 from r1lab.types import R1labError
 
 # Words of someone who looks over his work, of those that the shipped vocabulary has; R1's paper
@@ -29,11 +29,11 @@ TRAINING = (
     "entropy", "kl_ref", "sync_kl",
 )  # fmt: skip
 
-Point = tuple[float, float]  # (step, value)
+CurvePoint = tuple[float, float]  # (step, value)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RunRecord:
     """One run of an arm: its curves by name, [(step, value), ...].
 
     arm, seed, steps   which run it is, and the steps it took
@@ -50,12 +50,12 @@ class Record:
     steps: int
     num_problems: int
     k: int
-    held_out: Mapping[str, Sequence[Point]]
-    training: Mapping[str, Sequence[Point]]
+    held_out: Mapping[str, Sequence[CurvePoint]]
+    training: Mapping[str, Sequence[CurvePoint]]
     suites: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     base_suites: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def curve(self, name: str) -> list[Point]:
+    def curve(self, name: str) -> list[CurvePoint]:
         """The curve `name` (held out) or `train.NAME`; empty where the run has none."""
         where = self.training if name.startswith("train.") else self.held_out
         return [(step, value) for step, value in where.get(name.removeprefix("train."), ())]
@@ -66,7 +66,7 @@ class Record:
         return plain
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+    def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:
         """A record as `as_dict` wrote it."""
         return cls(**values)
 
@@ -76,12 +76,12 @@ def run_record(
     *,
     arm: str,
     seed: int,
-    suites: Sequence[Row] = (),
-    base_suites: Sequence[Row] = (),
-) -> Record:
+    suites: Sequence[RolloutRow] = (),
+    base_suites: Sequence[RolloutRow] = (),
+) -> RunRecord:
     """The record of an ended run; `suites` are results of `r1lab eval`, as it writes them."""
     evals, metrics = folder.evals(), folder.metrics()
-    return Record(
+    return RunRecord(
         arm=arm,
         seed=seed,
         steps=int(metrics[-1]["step"]) if metrics else 0,
@@ -94,8 +94,8 @@ def run_record(
     )
 
 
-def _held_out(evals: Sequence[Row]) -> dict[str, list[Point]]:
-    curves: dict[str, list[Point]] = {
+def _held_out(evals: Sequence[RolloutRow]) -> dict[str, list[CurvePoint]]:
+    curves: dict[str, list[CurvePoint]] = {
         name: [
             (row["step"], row["overall"][name]["value"]) for row in evals if row["overall"][name]
         ]
@@ -111,7 +111,7 @@ def _held_out(evals: Sequence[Row]) -> dict[str, list[Point]]:
     return curves
 
 
-def _right_if_formed(evaluation: Row) -> float | None:
+def _right_if_formed(evaluation: RolloutRow) -> float | None:
     samples = [
         sample["correct"]
         for problem in evaluation["problems"]
@@ -121,9 +121,11 @@ def _right_if_formed(evaluation: Row) -> float | None:
     return sum(samples) / len(samples) if samples else None
 
 
-def _training(folder: RunFolder, metrics: Sequence[Row], part: str) -> dict[str, list[Point]]:
+def _training(
+    folder: RunFolder, metrics: Sequence[RolloutRow], part: str
+) -> dict[str, list[CurvePoint]]:
     named = {**{name: name for name in TRAINING}, "accuracy": figure_of(part)}
-    curves: dict[str, list[Point]] = {
+    curves: dict[str, list[CurvePoint]] = {
         name: [(row["step"], row[key]) for row in metrics if is_number(row.get(key))]
         for name, key in named.items()
     }
@@ -139,7 +141,7 @@ def _checking(folder: RunFolder, step: int) -> float:
     return sum(word in CHECKING_WORDS for word in words) / max(len(texts), 1)
 
 
-def _pass_at_k(results: Sequence[Row]) -> dict[str, dict[str, float]]:
+def _pass_at_k(results: Sequence[RolloutRow]) -> dict[str, dict[str, float]]:
     return {
         str(result["suite"]): {
             k: estimate["value"] for k, estimate in result["overall"]["pass_at_k"].items()
@@ -158,14 +160,14 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def read_records(path: Path) -> dict[str, Record]:
+def read_records(path: Path) -> dict[str, RunRecord]:
     """Records that were kept, by `r1lab.reproduce.campaign.record_key`.
 
     Raises R1labError for a file that is none of records.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))["records"]
-        return {key: Record.from_dict(value) for key, value in values.items()}
+        return {key: RunRecord.from_dict(value) for key, value in values.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise R1labError(f"{path} holds no records of runs: {error}") from None
 

@@ -15,8 +15,8 @@ from r1lab.types import RecipeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from r1lab.recipe import TrainRecipe
-    from r1lab.rollout.vllm_engine import Attention
+    from r1lab.config.recipe import TrainRecipe
+    from r1lab.rollout.vllm.engine import Attention
 
 ENGINES = ("vllm", "transformers", "server")
 
@@ -39,7 +39,7 @@ def build_sampler(
 
     Nothing is put in an engine's place when it is missing: raises RecipeError. `kv_cache_gib`,
     `gpu_memory_utilization`, `attention` and `routed_experts` (whether experts will be asked for)
-    are vLLM's alone. Servers are named by a recipe: `sampler_of`.
+    are vLLM's alone. Servers are named by a recipe: `build_recipe_sampler`.
     """
     check_engine(engine)
     if engine == "server":
@@ -57,7 +57,7 @@ def build_sampler(
             max_num_seqs=max_num_seqs,
             seed=seed,
         )
-    from r1lab.rollout.vllm_engine import VllmSampler
+    from r1lab.rollout.vllm.engine import VllmSampler
 
     return VllmSampler(
         model_folder,
@@ -73,7 +73,7 @@ def build_sampler(
     )
 
 
-def sampler_of(
+def build_recipe_sampler(
     recipe: TrainRecipe,
     model_folder: str | Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -111,8 +111,8 @@ def _server_sampler(
     tokenizer: PreTrainedTokenizerBase,
     **options: Any,
 ) -> Sampler:
-    from r1lab.rollout.server_facts import KEY_VARIABLE
-    from r1lab.rollout.server_sampler import Servers, ServerSampler
+    from r1lab.rollout.server.info import KEY_VARIABLE
+    from r1lab.rollout.server.sampler import Servers, ServerSampler
 
     sampling = recipe.sampling
     servers = Servers(

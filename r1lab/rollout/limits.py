@@ -13,7 +13,7 @@ from r1lab.prompts import Template
 from r1lab.types import Problem, RecipeError
 
 if TYPE_CHECKING:
-    from r1lab.recipe import ProblemSettings
+    from r1lab.config.recipe import ProblemSettings
 
 Encode = Callable[[str], Sequence[int]]
 

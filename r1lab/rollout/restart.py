@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from r1lab.prompts import Template
 from r1lab.rollout.sampler import GroupStream, Sampler, stream_of
 from r1lab.shortages import is_out_of_memory
-from r1lab.types import Completion, MachineFault, R1labError, SamplingSettings
+from r1lab.types import Completion, InfrastructureError, R1labError, SamplingSettings
 
 if TYPE_CHECKING:
     import torch
 
-Result = TypeVar("Result")
+Returned = TypeVar("Result")
 
 
 class Weights(Protocol):
@@ -34,8 +34,8 @@ class RestartingSampler:
 
     A call that fails is repeated once, on a new engine with the current `weights`; `on_restart`
     hears of it. With `can_restart` False (several processes, whose engines start together) the
-    first failure is the last. Raises MachineFault then; a sync that cannot be mended raises it at
-    the next call only, so that the update before it is not lost with the engine.
+    first failure is the last: it raises InfrastructureError. A sync that fails on the new engine too
+    raises it at the next call only, so that the update before it is not lost with the engine.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RestartingSampler:
         self._build, self._weights = build, weights
         self._can_restart, self._on_restart = can_restart, on_restart
         self._sampler: Sampler | None = build()
-        self._fault: MachineFault | None = None
+        self._fault: InfrastructureError | None = None
         self.max_model_len = self._sampler.max_model_len
 
     @property
@@ -78,7 +78,7 @@ class RestartingSampler:
         except Exception as error:
             try:
                 self._restart(error)
-            except MachineFault as fault:
+            except InfrastructureError as fault:
                 self._fault = fault
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class RestartingSampler:
         assert self._sampler is not None, "the sampler is closed"
         return self._sampler
 
-    def _call(self, call: Callable[[], Result]) -> Result:
+    def _call(self, call: Callable[[], Returned]) -> Returned:
         try:
             return call()
         except Exception as error:
@@ -145,7 +145,7 @@ class _RestartingStream:
         """See `GroupStream.wait`."""
         return self._do(lambda stream: stream.wait())
 
-    def _do(self, call: Callable[[GroupStream], Result]) -> Result:
+    def _do(self, call: Callable[[GroupStream], Returned]) -> Returned:
         result = self._sampler._call(lambda: call(self._current()))
         self._calls.append(call)
         return result
@@ -161,8 +161,8 @@ class _RestartingStream:
         return self._stream
 
 
-def _died(error: Exception, when: str) -> MachineFault:
-    return MachineFault(
+def _died(error: Exception, when: str) -> InfrastructureError:
+    return InfrastructureError(
         f"the sampler's engine died {when} ({_cause(error)}); the run is saved up to its last "
         "step: look at the cause, or try sampling.engine: transformers"
     )

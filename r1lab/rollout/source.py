@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from r1lab.curriculum import Curriculum
+from r1lab.config.recipe import SamplingRecipe
+from r1lab.problems.curriculum import Curriculum
 from r1lab.prompts import Template
-from r1lab.recipe import SamplingRecipe
 from r1lab.rollout.agreement import SyncGuard
 from r1lab.rollout.limits import check_fit
-from r1lab.rollout.plain import as_plain, from_plain
 from r1lab.rollout.sampler import GroupStream, Sampler, seed_of, stream_of
+from r1lab.rollout.serialization import as_plain, from_plain
 from r1lab.types import (
     Completion,
     Problem,
@@ -26,7 +26,7 @@ from r1lab.types import (
     Rollout,
     RunStopped,
     SamplingSettings,
-    Scored,
+    ScoredGroup,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Measure = Callable[[list[Rollout]], tuple[float | None, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class SyncAgreement:
     """A step's k3 estimate of KL(sampler, trainer), None where nothing told; the tokens behind it.
 
     `rechecked` is a second estimate, from fresh samples, taken where the first passed the bound.
@@ -51,7 +51,7 @@ class Agreement:
 
 
 class Problems(Protocol):
-    """Endless problems by index, as `r1lab.problems` makes them."""
+    """Endless problems by index, as `r1lab.problems.mixture` makes them."""
 
     def __getitem__(self, index: int) -> Problem: ...
 
@@ -102,7 +102,7 @@ class RolloutSource:
         self._rank, self._world_size, self._seed = rank, world_size, seed
         # Questions drawn so far, by all processes together where each drew as many.
         self._position = 0
-        self.waiting: tuple[Scored, ...] = ()  # groups left over from the step before
+        self.waiting: tuple[ScoredGroup, ...] = ()  # groups left over from the step before
         # What a step begins with: an agreement that does not hold is measured on it again.
         self._problems_of_step: list[Problem] = []
         self._prompts: list[tuple[int, ...]] = []
@@ -175,7 +175,7 @@ class RolloutSource:
     def settle(self) -> None:
         """Wait until the sampler holds the weights of the last sync, and rests."""
 
-    def check_agreement(self, kl: float | None, num_tokens: int, measure: Measure) -> Agreement:
+    def check_agreement(self, kl: float | None, num_tokens: int, measure: Measure) -> SyncAgreement:
         """Hold the k3 estimate over this step's own tokens against the bound; may stop the run.
 
         Rounding that moves a token to another expert moves the rest of its response too, and late
@@ -185,12 +185,12 @@ class RolloutSource:
         all processes. Stale weights pass the bound again; a run of bad luck does not.
         """
         if self.guard.holds(kl, num_tokens):
-            return Agreement(kl, num_tokens)
+            return SyncAgreement(kl, num_tokens)
         groups = self._sample(self._prompts, seed_of(self._seed, self._position, self._rank, 1))
         rollouts = as_rollouts(self._problems_of_step, self._prompts, groups)
         again, num_again = measure(rollouts)
         self.guard.check(again, num_again, self.sampler.version)
-        return Agreement(kl, num_tokens, again)
+        return SyncAgreement(kl, num_tokens, again)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of a prompt, here and in evaluation."""
@@ -271,7 +271,9 @@ class RolloutStream:
         }
 
 
-def dealt_out(states: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
+def redistribute_state(
+    states: Sequence[dict[str, Any]], rank: int, world_size: int
+) -> dict[str, Any]:
     """The stream's state for one of `world_size` processes, from those that `states` saved.
 
     As many as saved: each its own. Another number: the stream goes on after the furthest of them

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from r1lab.evaluate.standalone import evaluate_recipe
-from r1lab.recipe import (
+from r1lab.config.recipe import (
     EvaluationSettings,
     ModelSettings,
     PretrainRecipe,
@@ -15,6 +14,7 @@ from r1lab.recipe import (
     SourceSettings,
     TrainRecipe,
 )
+from r1lab.evaluate.standalone import evaluate_recipe
 
 
 def score_base(folder: Path, recipe: PretrainRecipe) -> dict[str, Any]:

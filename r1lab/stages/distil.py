@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from r1lab.config.stages import DistilRecipe
 from r1lab.model.load import load_base
-from r1lab.recipe_stages import DistilRecipe
 from r1lab.stages.rows import read_rows
 from r1lab.stages.supervised import (
     close_stage,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from r1lab.digests import file_sha256
-from r1lab.lineage import Record, lineage_tree, read_lineage, results_beside, tree_lines
+from r1lab.hashing import file_sha256
+from r1lab.lineage import LineageRecord, lineage_tree, read_lineage, results_beside, tree_lines
 from r1lab.prompts import THINK_CLOSE, Template
 from r1lab.stages.model_card import score_lines
 
@@ -36,7 +36,7 @@ def render_export(out: Path, target: Target, source: Path, template: Template | 
     return "\n".join(lines)
 
 
-def _front_matter(record: Record) -> list[str]:
+def _front_matter(record: LineageRecord) -> list[str]:
     """What the hub reads. A base is named only where the hub has it."""
     values: dict[str, Any] = {
         "library_name": "transformers",
@@ -49,7 +49,7 @@ def _front_matter(record: Record) -> list[str]:
     return ["---", yaml.safe_dump(values, sort_keys=False).rstrip(), "---"]
 
 
-def _what_it_is(record: Record) -> str:
+def _what_it_is(record: LineageRecord) -> str:
     parent = record.parents[0]
     stage = parent.lineage.stage if parent.lineage else "base"
     return (
@@ -127,7 +127,7 @@ def _figure(estimate: Mapping[str, float] | None) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _lineage(out: Path, record: Record) -> Iterator[str]:
+def _lineage(out: Path, record: LineageRecord) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     yield from (
         "## Lineage", "", "From `lineage.json`, with the first digits of each SHA-256.", "",

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from r1lab.digests import file_sha256
+from r1lab.config.recipe import PretrainRecipe
+from r1lab.hashing import file_sha256
 from r1lab.model.balance import ExpertLoad, routers
 from r1lab.model.config import kv_cache_bytes_per_token
 from r1lab.model.weights import save_checkpoint_folder
-from r1lab.recipe import PretrainRecipe
 
 _DOCUMENTS_PER_KIND = 300
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from r1lab.digests import Inputs, changed_inputs, input_digests
-from r1lab.grpo.changes import differences, moved
+from r1lab.config.diff import differences, moved
+from r1lab.config.recipe import PretrainRecipe
+from r1lab.hashing import Inputs, changed_inputs, input_digests
 from r1lab.model.balance import ExpertLoad, update_router_bias
 from r1lab.model.config import base_config
 from r1lab.model.optim import MasterAdamW, learning_rate_at
 from r1lab.model.tokenizer import VOCAB_SIZE, build_tokenizer
-from r1lab.recipe import PretrainRecipe
 from r1lab.types import RecipeError
 
 _IGNORED = -100
@@ -117,7 +117,7 @@ class PackedCorpus:
 
 
 @dataclass
-class Progress:
+class PretrainProgress:
     """Where a pre-training run stands; with weights and optimiser, all that it needs to go on."""
 
     step: int = 0
@@ -157,7 +157,11 @@ def build_model(recipe: PretrainRecipe) -> torch.nn.Module:
 
 
 def save_state(
-    folder: Path, model: Any, optimizer: MasterAdamW, progress: Progress, recipe: PretrainRecipe
+    folder: Path,
+    model: Any,
+    optimizer: MasterAdamW,
+    progress: PretrainProgress,
+    recipe: PretrainRecipe,
 ) -> None:
     """Write everything the run needs to go on, whole or not at all."""
     state = {
@@ -174,15 +178,15 @@ def save_state(
 
 def load_state(
     folder: Path, model: Any, optimizer: MasterAdamW, recipe: PretrainRecipe
-) -> Progress:
-    """Take up a saved state where there is one; a fresh Progress otherwise.
+) -> PretrainProgress:
+    """Take up a saved state where there is one; a fresh PretrainProgress otherwise.
 
     Raises RecipeError where the state is that of another recipe, or torn.
     """
     path = folder / "state.pt"
     found = input_digests(recipe)
     if not path.exists():
-        return Progress(inputs=found)
+        return PretrainProgress(inputs=found)
     try:
         state = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -204,7 +208,7 @@ def load_state(
     optimizer.load_state_dict(state["optimizer"])
     for name, buffer in model.named_buffers():
         buffer.copy_(state["buffers"][name])
-    return Progress(**state["progress"], inputs=found)
+    return PretrainProgress(**state["progress"], inputs=found)
 
 
 def forget_lines_after(path: Path, step: int) -> None:
@@ -216,7 +220,7 @@ def forget_lines_after(path: Path, step: int) -> None:
 
 def pretrain(recipe: PretrainRecipe) -> Path:
     """Run (or go on with) a pre-training; return the folder of the finished base."""
-    from r1lab.registry import resolve
+    from r1lab.problems.registry import resolve
 
     folder = Path(recipe.run_folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,7 +242,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
 
 def _loop(
     recipe: PretrainRecipe, folder: Path, model: Any, tokenizer: Any, optimizer: MasterAdamW,
-    corpus: Any, progress: Progress,
+    corpus: Any, progress: PretrainProgress,
 ) -> None:  # fmt: skip
     from tqdm import tqdm
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from r1lab.config.stages import RewardModelRecipe
 from r1lab.model.load import load_config, prepare_base
-from r1lab.recipe_stages import RewardModelRecipe
-from r1lab.stages.rows import Row, encoded_rows, read_rows
+from r1lab.stages.rows import TrainingRow, encoded_rows, read_rows
 from r1lab.stages.scorer import experts_of, score_texts
 from r1lab.stages.supervised import close_stage, newest_state, open_stage, trainer_arguments
 from r1lab.types import RecipeError
@@ -77,16 +77,18 @@ def load_scorer(recipe: RewardModelRecipe) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def split_rows(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
+def split_rows(
+    rows: list[TrainingRow], share: float
+) -> tuple[list[TrainingRow], list[TrainingRow]]:
     """(to train on, held out): by a hash of the prompt, so that a prompt is on one side only."""
-    sides: tuple[list[Row], list[Row]] = ([], [])
+    sides: tuple[list[TrainingRow], list[TrainingRow]] = ([], [])
     for row in rows:
         digest = hashlib.sha256(row["prompt"].encode()).digest()
         sides[int.from_bytes(digest[:8], "big") < share * 2**64].append(row)
     return sides
 
 
-def _encoded_pairs(rows: list[Row], tokenizer: Any, limit: int) -> list[Row]:
+def _encoded_pairs(rows: list[TrainingRow], tokenizer: Any, limit: int) -> list[TrainingRow]:
     pairs = []
     for row in rows:
         chosen, _ = encoded_rows([row], tokenizer, "chosen", limit)
@@ -99,7 +101,7 @@ def _encoded_pairs(rows: list[Row], tokenizer: Any, limit: int) -> list[Row]:
     return pairs
 
 
-def _accuracy(model: Any, tokenizer: Any, rows: list[Row]) -> float:
+def _accuracy(model: Any, tokenizer: Any, rows: list[TrainingRow]) -> float:
     """The share of held-out pairs whose chosen reply scores above the other."""
     model.eval()
     prompts = [row["prompt"] for row in rows]

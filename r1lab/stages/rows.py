@@ -13,19 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1lab.config.stages import RowsSettings
 from r1lab.hints import nearest, raised
-from r1lab.recipe_stages import RowsSettings
-from r1lab.registry import resolve
-from r1lab.tables import TABLES, read_table
+from r1lab.problems.registry import resolve
+from r1lab.problems.tables import TABLES, read_table
 from r1lab.types import R1labError, RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = dict[str, Any]
+TrainingRow = dict[str, Any]
 
 
-def read_rows(settings: Sequence[RowsSettings], needed: Sequence[str], seed: int = 0) -> list[Row]:
+def read_rows(
+    settings: Sequence[RowsSettings], needed: Sequence[str], seed: int = 0
+) -> list[TrainingRow]:
     """The rows of all sets, each with `needed` columns of text, in the order of the sets.
 
     `num` rows of a set are drawn without order by the seed. Raises RecipeError, one line, for a
@@ -33,7 +35,7 @@ def read_rows(settings: Sequence[RowsSettings], needed: Sequence[str], seed: int
     """
     if not settings:
         raise RecipeError("rows: name what is to be trained on, a file or a function")
-    rows: list[Row] = []
+    rows: list[TrainingRow] = []
     for index, one in enumerate(settings):
         key = f"rows.{index}"
         found = _file_rows(one, key) if one.path.endswith(TABLES) else _made_rows(one, key, seed)
@@ -56,7 +58,7 @@ def encoded_rows(
     tokenizer: PreTrainedTokenizerBase,
     column: str,
     max_length: int,
-) -> tuple[list[Row], int]:
+) -> tuple[list[TrainingRow], int]:
     """(token ids and completion mask of each row that fits, how many did not).
 
     Prompt and completion are encoded apart, so that the model meets in training the very tokens
@@ -77,14 +79,14 @@ def encoded_rows(
     return kept, left_out
 
 
-def _file_rows(settings: RowsSettings, key: str) -> list[Row]:
+def _file_rows(settings: RowsSettings, key: str) -> list[TrainingRow]:
     try:
         return [row for _, row in read_table(Path(settings.path).expanduser())]
     except ValueError as error:
         raise RecipeError(f"{key}.path: {error}") from None
 
 
-def _made_rows(settings: RowsSettings, key: str, seed: int) -> list[Row]:
+def _made_rows(settings: RowsSettings, key: str, seed: int) -> list[TrainingRow]:
     make = resolve(settings.path, "source", key=f"{key}.path")
     given = {"num": settings.num, "seed": seed}
     takes = inspect.signature(make).parameters

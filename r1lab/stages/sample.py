@@ -15,27 +15,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from r1lab.config.stages import KeepSettings, SampleRecipe
 from r1lab.hints import raised
 from r1lab.model.load import prepare_base
+from r1lab.problems.registry import load_mixture, resolve
 from r1lab.prompts import TEMPLATES, Template
-from r1lab.recipe_stages import KeepSettings, SampleRecipe
-from r1lab.registry import load_mixture, resolve
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.limits import check_fit, keeps_what_fits
 from r1lab.rollout.source import encode_prompt
 from r1lab.types import (
     Completion,
-    Fault,
     Outcome,
     Problem,
     RecipeError,
     Rollout,
     SamplingSettings,
-    Scored,
+    ScoredGroup,
+    ScoringFailure,
 )
 from r1lab.verify import IsolatedRunner, Verifiers
 
-Row = dict[str, Any]
+SampledRow = dict[str, Any]
 Clean = Callable[[Problem, Completion], "str | None"]
 
 _CHUNK = 64  # questions sampled and judged between looks at the progress
@@ -131,8 +131,12 @@ def check_names(keep: KeepSettings, names: Sequence[str]) -> None:
 
 
 def kept_rows(
-    scored: Scored, keep: KeepSettings, template: Template, clean: Clean | None, why: Counter[str]
-) -> Iterator[Row]:
+    scored: ScoredGroup,
+    keep: KeepSettings,
+    template: Template,
+    clean: Clean | None,
+    why: Counter[str],
+) -> Iterator[SampledRow]:
     """The rows of one question, best first as `keep` has it; `why` counts what is left out."""
     problem = scored.rollout.problem
     pairs = list(zip(scored.rollout.completions, scored.outcomes, strict=True))
@@ -166,7 +170,7 @@ def kept_rows(
 
 def refusal(completion: Completion, outcome: Outcome, keep: KeepSettings) -> str | None:
     """Why the rewards keep a response out; None where they do not."""
-    if isinstance(outcome, Fault):
+    if isinstance(outcome, ScoringFailure):
         return f"fault: {outcome.kind}"
     if completion.finish_reason == "length":
         return "cut off"
@@ -207,7 +211,7 @@ def _cleaned(clean: Clean, problem: Problem, completion: Completion) -> str | No
 
 
 def _chunk(
-    scored: Sequence[Scored], keep: KeepSettings, template: Template, clean: Clean | None
+    scored: Sequence[ScoredGroup], keep: KeepSettings, template: Template, clean: Clean | None
 ) -> dict[str, Any]:
     why: Counter[str] = Counter()
     rows = [row for group in scored for row in kept_rows(group, keep, template, clean, why)]

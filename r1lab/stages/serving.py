@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from r1lab.config.recipe import ModelSettings
 from r1lab.evaluate.target import Target
 from r1lab.model.load import load_config
-from r1lab.recipe import ModelSettings
-from r1lab.rollout.server_facts import KEY_VARIABLE, check_address
-from r1lab.rollout.vllm_serving import (
+from r1lab.rollout.server.info import KEY_VARIABLE, check_address
+from r1lab.rollout.vllm.serving import (
     GUARD,
     PARSER,
     PLUGIN,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from r1lab.recipe_stages import SftRecipe
+from r1lab.config.stages import SftRecipe
 from r1lab.stages.rows import encoded_rows, read_rows
 from r1lab.stages.supervised import (
     close_stage,

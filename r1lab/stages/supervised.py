@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from r1lab.digests import changed_inputs, input_digests
+from r1lab.config.reading import dump_resolved
+from r1lab.config.stages import SupervisedRecipe
+from r1lab.hashing import changed_inputs, input_digests
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
 from r1lab.model.weights import save_checkpoint_folder
-from r1lab.recipe_io import dump_resolved
-from r1lab.recipe_stages import SupervisedRecipe
 from r1lab.types import RecipeError
 
 _STATES = "states"
@@ -31,8 +31,8 @@ def open_stage(recipe: Any) -> Path:
 
     RecipeError where it is another recipe's, or what the recipe names has changed.
     """
-    from r1lab.grpo.changes import differences, moved
-    from r1lab.plain_yaml import parse
+    from r1lab.config.diff import differences, moved
+    from r1lab.config.plain_yaml import parse
 
     folder = Path(recipe.run_folder)
     folder.mkdir(parents=True, exist_ok=True)

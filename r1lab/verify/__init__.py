@@ -12,23 +12,23 @@ up those of a recipe. A `Runner` decides where a reward runs: `InProcessRunner` 
 
 from r1lab.verify.call import (
     InProcessRunner,
-    Item,
+    RewardCall,
     RewardError,
     Runner,
     TrainerState,
     call_reward,
 )
-from r1lab.verify.isolate import IsolatedRunner
-from r1lab.verify.load import Limits, Reward, load_reward
+from r1lab.verify.isolation import IsolatedRunner
+from r1lab.verify.load import Reward, RewardLimits, load_reward
 from r1lab.verify.verifiers import Verifiers
 
 __all__ = [
     "InProcessRunner",
     "IsolatedRunner",
-    "Item",
-    "Limits",
     "Reward",
+    "RewardCall",
     "RewardError",
+    "RewardLimits",
     "Runner",
     "TrainerState",
     "Verifiers",

@@ -1,9 +1,8 @@
 """Calling one reward on many responses.
 
-What user code raises, while it judges or while what it returned is read, becomes a `Fault` in the
-place of that response, never a score. What breaks
-the contract of a reward (a list of the wrong length, NaN, something that is no number) is a mistake
-in its code and stops with a `RewardError` that names the file and the line.
+If user code raises, while it judges or while what it returned is read, that response gets a
+`ScoringFailure` and never a score. A reward that breaks its contract (a list of the wrong length,
+NaN, something that is no number) is a mistake in its code: a `RewardError` names the file and line.
 
 Deviations from TRL 1.16's GRPOTrainer, whose reward functions run here unchanged:
 1. A NaN is refused; TRL takes it for None.
@@ -29,12 +28,12 @@ from typing import Any, Protocol, TypeVar
 from r1lab.hints import nearest
 from r1lab.types import (
     Completion,
-    Fault,
     Interrupted,
     Outcome,
     Problem,
     R1labError,
     ScoreError,
+    ScoringFailure,
     Verdict,
 )
 from r1lab.verify.load import Reward, where_defined
@@ -60,7 +59,7 @@ class TrainerState:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class RewardCall:
     """One response to judge: `prompt` is the text it was asked with, its prefix included."""
 
     problem: Problem
@@ -72,8 +71,8 @@ class Item:
 class Runner(Protocol):
     """Where rewards run: in this process, or behind a wall of worker processes."""
 
-    def run(self, reward: Reward, items: Sequence[Item]) -> list[Outcome]:
-        """One outcome for each item, in order: a Fault where the machinery failed on it.
+    def run(self, reward: Reward, items: Sequence[RewardCall]) -> list[Outcome]:
+        """One outcome for each item, in order: a ScoringFailure where the machinery failed on it.
 
         Raises RewardError where the reward breaks its contract.
         """
@@ -85,7 +84,7 @@ class InProcessRunner:
     def __init__(self) -> None:
         self._output = Bounded()
 
-    def run(self, reward: Reward, items: Sequence[Item]) -> list[Outcome]:
+    def run(self, reward: Reward, items: Sequence[RewardCall]) -> list[Outcome]:
         """See Runner."""
         with bounded_output(self._output):
             return call_reward(reward, items)
@@ -95,20 +94,22 @@ class InProcessRunner:
         self._output.close()
 
 
-def call_reward(reward: Reward, items: Sequence[Item]) -> list[Outcome]:
+def call_reward(reward: Reward, items: Sequence[RewardCall]) -> list[Outcome]:
     """Judge the items in order, in this process. Raises RewardError; exceptions are Faults."""
     function, options = reward.function(), reward.options
     if reward.style == "single":
         return [judge_one(function, item, options) for item in items]
     outcomes = judge_together(function, items, options) if items else []
-    if not isinstance(outcomes, Fault):
+    if not isinstance(outcomes, ScoringFailure):
         return outcomes
     if len(items) == 1:
         return [outcomes]
     return [judge_alone(function, item, options) for item in items]
 
 
-def judge_one(function: Callable[..., Any], item: Item, options: Mapping[str, Any]) -> Outcome:
+def judge_one(
+    function: Callable[..., Any], item: RewardCall, options: Mapping[str, Any]
+) -> Outcome:
     """Call a reward over one response. This and `judge_together` catch what user code raises."""
     try:
         value = function(problem=item.problem, completion=item.completion, **options)
@@ -121,16 +122,18 @@ def judge_one(function: Callable[..., Any], item: Item, options: Mapping[str, An
     return _read(function, lambda: _verdict(function, value, item))
 
 
-def judge_alone(function: Callable[..., Any], item: Item, options: Mapping[str, Any]) -> Outcome:
+def judge_alone(
+    function: Callable[..., Any], item: RewardCall, options: Mapping[str, Any]
+) -> Outcome:
     """Call a batched reward with a batch of one."""
     outcomes = judge_together(function, [item], options)
-    return outcomes if isinstance(outcomes, Fault) else outcomes[0]
+    return outcomes if isinstance(outcomes, ScoringFailure) else outcomes[0]
 
 
 def judge_together(
-    function: Callable[..., Any], items: Sequence[Item], options: Mapping[str, Any]
-) -> list[Outcome] | Fault:
-    """Call a batched reward once for all items; one Fault for all of them where it raises."""
+    function: Callable[..., Any], items: Sequence[RewardCall], options: Mapping[str, Any]
+) -> list[Outcome] | ScoringFailure:
+    """Call a batched reward once for all items; if it raises, one ScoringFailure for all of them."""
     logs = _Logs()
     arguments = {
         **_columns(items),
@@ -158,7 +161,7 @@ def judge_together(
     except BaseException as error:
         return _fault(function, error)
     scores = _read(function, lambda: _scores(function, values, items))
-    if isinstance(scores, Fault):
+    if isinstance(scores, ScoringFailure):
         return scores
     outcomes = [
         _read(function, partial(_verdict, function, value, item))
@@ -167,7 +170,7 @@ def judge_together(
     return logs.attach(function, outcomes)
 
 
-def _scores(function: Callable[..., Any], values: Any, items: Sequence[Item]) -> list[Any]:
+def _scores(function: Callable[..., Any], values: Any, items: Sequence[RewardCall]) -> list[Any]:
     """What a batched reward returned as a list, one value for each item."""
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
         raise RewardError(
@@ -185,7 +188,7 @@ def _scores(function: Callable[..., Any], values: Any, items: Sequence[Item]) ->
     return scores
 
 
-def _read(function: Callable[..., Any], convert: Callable[[], T]) -> T | Fault:
+def _read(function: Callable[..., Any], convert: Callable[[], T]) -> T | ScoringFailure:
     """`convert()`: what it raises while it reads a returned value is a fault of that response."""
     try:
         return convert()
@@ -195,7 +198,7 @@ def _read(function: Callable[..., Any], convert: Callable[[], T]) -> T | Fault:
         return _fault(function, error)
 
 
-def _columns(items: Sequence[Item]) -> dict[str, list[Any]]:
+def _columns(items: Sequence[RewardCall]) -> dict[str, list[Any]]:
     """TRL's arguments: one list a column. Metadata cannot replace columns that are always there.
 
     A metadata key that a problem lacks is None in its row, so that tasks can be mixed.
@@ -243,7 +246,7 @@ class _Logs:
         means = {name: value for name, value in means.items() if math.isfinite(value)}
         return [
             outcome
-            if isinstance(outcome, Fault)
+            if isinstance(outcome, ScoringFailure)
             else _read(function, partial(self._attach, outcome, row, means))
             for row, outcome in enumerate(outcomes)
         ]
@@ -275,7 +278,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _verdict(function: Callable[..., Any], value: Any, item: Item) -> Verdict:
+def _verdict(function: Callable[..., Any], value: Any, item: RewardCall) -> Verdict:
     if isinstance(value, Verdict):
         return _checked(function, value, item)
     if value is None:
@@ -283,7 +286,7 @@ def _verdict(function: Callable[..., Any], value: Any, item: Item) -> Verdict:
     return Verdict(_number(function, value, item, "a score is a number, a Verdict or None"))
 
 
-def _checked(function: Callable[..., Any], verdict: Verdict, item: Item) -> Verdict:
+def _checked(function: Callable[..., Any], verdict: Verdict, item: RewardCall) -> Verdict:
     """The user's verdict with plain types in it: nothing of the user's is read after this."""
     fix = "the score and the parts of a Verdict are numbers"
     score, reason, given = verdict.score, verdict.reason, verdict.parts
@@ -294,7 +297,7 @@ def _checked(function: Callable[..., Any], verdict: Verdict, item: Item) -> Verd
     return Verdict(score, reason if type(reason) is str else _text(reason), parts)
 
 
-def _number(function: Callable[..., Any], value: Any, item: Item, fix: str) -> float:
+def _number(function: Callable[..., Any], value: Any, item: RewardCall, fix: str) -> float:
     value = _plain(value)
     if not isinstance(value, Real):
         raise RewardError(
@@ -309,7 +312,7 @@ def _number(function: Callable[..., Any], value: Any, item: Item, fix: str) -> f
     return float(value)
 
 
-def _fault(function: Callable[..., Any], error: BaseException) -> Fault:
+def _fault(function: Callable[..., Any], error: BaseException) -> ScoringFailure:
     """Names the exception and the last line of the reward's own file that was running.
 
     Raises it again where it is no exception of the reward's: Ctrl-C, or a signal to the run.
@@ -323,7 +326,7 @@ def _fault(function: Callable[..., Any], error: BaseException) -> Fault:
     except BaseException:  # its own __str__ may be what is broken
         message = "(its text cannot be read)"
     kind = "memory" if isinstance(error, MemoryError) else "exception"
-    return Fault(kind, f"{type(error).__name__}: {message} ({_where(function, error)})")
+    return ScoringFailure(kind, f"{type(error).__name__}: {message} ({_where(function, error)})")
 
 
 def _is_raised_by_code(error: BaseException) -> bool:
@@ -336,7 +339,7 @@ def _is_raised_by_code(error: BaseException) -> bool:
     return frames.tb_frame.f_code.co_code[frames.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-def _score_error(function: Callable[..., Any], error: ScoreError, item: Item) -> RewardError:
+def _score_error(function: Callable[..., Any], error: ScoreError, item: RewardCall) -> RewardError:
     """A Verdict that the reward could not make: the line that tried to."""
     name = getattr(function, "__name__", "reward")
     return RewardError(

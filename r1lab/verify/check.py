@@ -7,8 +7,8 @@ Responses are made from the problems themselves:
     format    well-formed, with words that fit any question in place of an answer: must not
     hostile   answers that hang, blow up or try to run code (`r1lab.verify.hostile`): must not, and
               nothing of them may be executed
-A `Fault` is no score, and fails all but the hostile ones, where it is counted and shown: a reward
-that cannot judge an ordinary wrong answer leaves it out of every figure.
+A `ScoringFailure` fails all but the hostile responses, where it is counted and shown: a reward that
+cannot judge an ordinary wrong answer would otherwise leave it out of every figure.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from r1lab.prompts import THINK_CLOSE, THINK_OPEN, Template
-from r1lab.types import Completion, Fault, Outcome, Problem
-from r1lab.verify.call import Item, Runner
+from r1lab.types import Completion, Outcome, Problem, ScoringFailure
+from r1lab.verify.call import RewardCall, Runner
 from r1lab.verify.hostile import hostile_items
 from r1lab.verify.load import Reward
 
@@ -33,19 +33,19 @@ _NO_ANSWERS = ("", "?", "the answer", "...", r"\boxed{}", "answer here", "0 1 2 
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class RewardProbe:
     """One response to try a reward with; `what` says how it was made."""
 
     check: str
     what: str
-    item: Item
+    item: RewardCall
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
     """What a reward made of one probe, and the seconds it took, the way to a worker included."""
 
-    probe: Probe
+    probe: RewardProbe
     outcome: Outcome
     passed: bool
     seconds: float
@@ -102,13 +102,13 @@ def as_written(template: Template, text: str) -> Completion:
     )
 
 
-def make_probes(problems: Sequence[Problem], template: Template, canary: Path) -> list[Probe]:
+def make_probes(problems: Sequence[Problem], template: Template, canary: Path) -> list[RewardProbe]:
     """All probes for these problems, by kind and then by problem."""
-    probes: list[Probe] = []
+    probes: list[RewardProbe] = []
 
     def add(check: str, what: str, problem: Problem, completion: Completion) -> None:
-        item = Item(problem, completion, template.prompt(problem.question))
-        probes.append(Probe(check, what, item))
+        item = RewardCall(problem, completion, template.prompt(problem.question))
+        probes.append(RewardProbe(check, what, item))
 
     for problem in problems:
         add("gold", "the gold answer", problem, respond(template, problem.answer))
@@ -158,7 +158,7 @@ def check_reward(
             say(len(tried), len(probes))
         executed = canary.exists()
     # A slow reward is not asked everything twice: what took _BATCH_SECONDS tells enough.
-    harmless: list[Item] = []
+    harmless: list[RewardCall] = []
     seconds = 0.0
     for one in tried:
         if one.probe.check != "hostile" and (seconds < _BATCH_SECONDS or not harmless):
@@ -170,20 +170,20 @@ def check_reward(
     return CheckReport(tuple(tried), len(harmless) / (time.perf_counter() - began), executed)
 
 
-def _try(probe: Probe, reward: Reward, runner: Runner, full: float) -> Tried:
+def _try(probe: RewardProbe, reward: Reward, runner: Runner, full: float) -> Tried:
     began = time.perf_counter()
     (outcome,) = runner.run(reward, [probe.item])
     seconds = time.perf_counter() - began
-    if isinstance(outcome, Fault):
+    if isinstance(outcome, ScoringFailure):
         return Tried(probe, outcome, probe.check == "hostile", seconds)
     is_full = outcome.score is not None and outcome.score >= full - 1e-9
     return Tried(probe, outcome, is_full == (probe.check == "gold"), seconds)
 
 
 def _by_reward(
-    items: Iterable[Item], reward_of: Callable[[Problem], Reward]
-) -> list[tuple[Reward, list[Item]]]:
-    groups: dict[str, tuple[Reward, list[Item]]] = {}
+    items: Iterable[RewardCall], reward_of: Callable[[Problem], Reward]
+) -> list[tuple[Reward, list[RewardCall]]]:
+    groups: dict[str, tuple[Reward, list[RewardCall]]] = {}
     for item in items:
         reward = reward_of(item.problem)
         groups.setdefault(reward.reference.text, (reward, []))[1].append(item)

@@ -11,15 +11,15 @@ from typing import Any
 
 from r1lab.hints import nearest
 from r1lab.prompts import TEMPLATES, THINK_OPEN, Template
-from r1lab.types import Completion, Fault, Problem, R1labError
-from r1lab.verify.call import InProcessRunner, Item, Runner
-from r1lab.verify.isolate import IsolatedRunner
-from r1lab.verify.load import Limits, load_reward
+from r1lab.types import Completion, Problem, R1labError, ScoringFailure
+from r1lab.verify.call import InProcessRunner, RewardCall, Runner
+from r1lab.verify.isolation import IsolatedRunner
+from r1lab.verify.load import RewardLimits, load_reward
 
 # What TRL hands over beside the columns of its dataset.
 _NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "completion_ids"})
 
-_LIMITS = Limits()
+_LIMITS = RewardLimits()
 
 TrlReward = Callable[..., "list[float | None]"]
 
@@ -32,7 +32,7 @@ def trl_reward(
     answer: str | None = "answer",
     template: str = "r1-zero",
     isolate: bool = True,
-    limits: Limits = _LIMITS,
+    limits: RewardLimits = _LIMITS,
 ) -> TrlReward:
     """The reward that `reference` names as a function of TRL's signature.
 
@@ -86,14 +86,16 @@ def trl_reward(
                 metadata={name: values[row] for name, values in rows.items()},
             )
             items.append(
-                Item(problem, _completion(_last(completion), asked, form, tokens[row]), asked)
+                RewardCall(problem, _completion(_last(completion), asked, form, tokens[row]), asked)
             )
         outcomes = runner.run(reward, items)
-        faults = sum(isinstance(outcome, Fault) for outcome in outcomes)
+        faults = sum(isinstance(outcome, ScoringFailure) for outcome in outcomes)
         log = columns.get("log_metric")
         if log is not None and outcomes:
             log(f"{reward.short_name}/faults", faults / len(outcomes))
-        return [None if isinstance(outcome, Fault) else outcome.score for outcome in outcomes]
+        return [
+            None if isinstance(outcome, ScoringFailure) else outcome.score for outcome in outcomes
+        ]
 
     judge.__name__ = reward.short_name  # TRL's name for it in logs
     return judge

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from r1lab.config.recipe import RewardSettings
+from r1lab.problems.registry import PROBLEM_VERIFIER
 from r1lab.prompts import Template
-from r1lab.recipe import RewardSettings
-from r1lab.registry import PROBLEM_VERIFIER
-from r1lab.types import Fault, Outcome, Problem, RecipeError, Rollout
+from r1lab.types import Outcome, Problem, RecipeError, Rollout, ScoringFailure
 from r1lab.verify.call import Runner
 from r1lab.verify.check import respond
 from r1lab.verify.verifiers import ACCURACY, Verifiers
@@ -56,13 +56,13 @@ def check_gold(
 
 
 def _accepts(outcome: Outcome) -> bool:
-    if isinstance(outcome, Fault):
+    if isinstance(outcome, ScoringFailure):
         return False
     score = outcome.parts.get(ACCURACY)
     return score is None or score >= 1.0 - 1e-9  # None: it does not apply, so it judges nothing
 
 
 def _said(outcome: Outcome) -> str:
-    if isinstance(outcome, Fault):
+    if isinstance(outcome, ScoringFailure):
         return f"{outcome.kind}: {outcome.detail}"
     return outcome.reason or f"score {outcome.score}"

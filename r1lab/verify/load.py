@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r1lab.hints import nearest
-from r1lab.registry import Reference, find
+from r1lab.problems.registry import FunctionReference, find
 from r1lab.types import RecipeError
 
 Style = Literal["single", "batched"]
@@ -23,7 +23,7 @@ SIGNATURES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RewardLimits:
     """What judging one response may take, where it runs in a worker process.
 
     seconds      of wall clock
@@ -41,10 +41,10 @@ class Reward:
     It holds no function but says where it lives, so that it can be handed to a worker process.
     """
 
-    reference: Reference
+    reference: FunctionReference
     style: Style
     options: Mapping[str, Any] = field(default_factory=dict)
-    limits: Limits = Limits()
+    limits: RewardLimits = RewardLimits()
 
     @property
     def short_name(self) -> str:
@@ -64,9 +64,9 @@ def load_reward(
     options: Mapping[str, Any] | None = None,
     *,
     key: str = "rewards",
-    limits: Limits = Limits(),
+    limits: RewardLimits = RewardLimits(),
 ) -> Reward:
-    """The reward that `reference` names (see `r1lab.registry`), its signature and options checked.
+    """Load the reward that `reference` names (see `r1lab.problems.registry`) and check its signature.
 
     `key` is the recipe's key, for the message ("" outside a recipe). Raises RecipeError, one line,
     for a missing file or function, a signature of neither kind, an unknown option, and a missing

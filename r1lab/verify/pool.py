@@ -1,7 +1,7 @@
 """The worker processes, seen from the process that trains: start, watch, kill.
 
-Deaths are told by the nursery (see `r1lab.verify.nursery`) and not read from the workers' sockets,
-which a child of a reward may hold open.
+The fork server (`r1lab.verify.forkserver`) reports deaths. They are not read from the workers'
+sockets, which a child of a reward may hold open.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import weakref
 from dataclasses import dataclass
 
 from r1lab.types import R1labError
-from r1lab.verify.nursery import MAX_MESSAGE
+from r1lab.verify.forkserver import MAX_MESSAGE
 from r1lab.verify.output import Bounded
-from r1lab.verify.wire import Inbox, Status
+from r1lab.verify.protocol import Inbox, Status
 
 _START = (
     "import sys; sys.path[:] = sys.argv[2:]; "
-    "from r1lab.verify.nursery import main; main(int(sys.argv[1]))"
+    "from r1lab.verify.forkserver import main; main(int(sys.argv[1]))"
 )
 _SEND_SECONDS = 60  # a worker that takes no work for so long is lost
 
@@ -175,7 +175,7 @@ class Pool:
         socket.send_fds(self._commands, [json.dumps(message).encode()], descriptors or [])
 
 
-class Crew:
+class WorkerPool:
     """The pool's workers between jobs: taken, given back, dropped. Starts the pool when needed."""
 
     def __init__(self) -> None:

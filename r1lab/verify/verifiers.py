@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from statistics import fmean
 
+from r1lab.config.recipe import RewardSettings
+from r1lab.problems.registry import PROBLEM_VERIFIER
 from r1lab.prompts import Template
-from r1lab.recipe import RewardSettings
-from r1lab.registry import PROBLEM_VERIFIER
-from r1lab.types import Fault, Outcome, Rollout, Scored, Verdict
-from r1lab.verify.call import InProcessRunner, Item, Runner, TrainerState
-from r1lab.verify.load import Limits, Reward, load_reward
+from r1lab.types import Outcome, Rollout, ScoredGroup, ScoringFailure, Verdict
+from r1lab.verify.call import InProcessRunner, RewardCall, Runner, TrainerState
+from r1lab.verify.load import Reward, RewardLimits, load_reward
 
 # What the score of the verifier that a problem names is called among the parts.
 ACCURACY = "accuracy"
 # Figures of a step that are no reward's: a reward of such a name is called `NAME_reward` there.
-TAKEN = frozenset({
+RESERVED_METRICS = frozenset({
     "step", "reward", "length", "length_right", "length_wrong", "truncated", "unanswered",
     "zero_variance", "faults", "responses", "loss", "entropy", "clipped_low", "clipped_high",
     "gradient_tokens", "grad_norm", "learning_rate", "sync_kl", "sync_kl_uncapped",
@@ -31,8 +31,8 @@ class Verifiers:
 
     `names` are the parts of a verdict, one for each reward: `accuracy` for `problem`, otherwise the
     reward's short name. `figures` are the names of their means among the metrics of a step: the
-    same, but for names that other metrics have (`TAKEN`). `accuracy` is the part that tells right
-    (1) from wrong: that of `problem`, or of the first reward where the recipe has no `problem`.
+    same, except names that other metrics have (`RESERVED_METRICS`). `accuracy` is the part that
+    tells right (1) from wrong: that of `problem`, or of the first reward if there is no `problem`.
     """
 
     def __init__(
@@ -69,18 +69,20 @@ class Verifiers:
             for index, setting in enumerate(self._settings)
         ]
         self.names = _unique([reward.short_name if reward else None for reward in self._rewards])
-        self.figures = tuple(f"{name}_reward" if name in TAKEN else name for name in self.names)
+        self.figures = tuple(
+            f"{name}_reward" if name in RESERVED_METRICS else name for name in self.names
+        )
         self.accuracy = ACCURACY if ACCURACY in self.names else self.names[0]
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
-        """One Scored for each rollout, in order, with one outcome for each completion.
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredGroup]:
+        """One ScoredGroup for each rollout, in order, with one outcome for each completion.
 
         The score is the sum of weight * score over the rewards that apply (None is left out; None
         for all: no score). `parts` holds the unweighted scores by name. A fault in any reward makes
-        the whole outcome a Fault: a sum that lacks a part would be a wrong score.
+        the whole outcome a ScoringFailure: a sum that lacks a part would be a wrong score.
         """
         items = [
-            Item(rollout.problem, completion, prompt, self._state(completion.weight_version))
+            RewardCall(rollout.problem, completion, prompt, self._state(completion.weight_version))
             for rollout in rollouts
             for prompt in (self._template.prompt(rollout.problem.question),)
             for completion in rollout.completions
@@ -88,11 +90,11 @@ class Verifiers:
         by_reward = [self._run(index, items) for index in range(len(self._settings))]
         outcomes = iter([self._add_up(row) for row in zip(*by_reward, strict=True)])
         return [
-            Scored(rollout, tuple(next(outcomes) for _ in rollout.completions))
+            ScoredGroup(rollout, tuple(next(outcomes) for _ in rollout.completions))
             for rollout in rollouts
         ]
 
-    def reported(self, scored: Sequence[Scored]) -> dict[str, float]:
+    def reported(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
         """Means of the parts that rewards report themselves, by name: `accuracy.steps`.
 
         A part of a Verdict, and what a batched reward logs with TRL's `log_metric` and `log_extra`.
@@ -113,17 +115,17 @@ class Verifiers:
         reward = self._rewards[index]
         return self._settings[index].isolate and (reward is None or reward.style == "single")
 
-    def judge_answers(self, items: Sequence[Item]) -> list[Outcome]:
+    def judge_answers(self, items: Sequence[RewardCall]) -> list[Outcome]:
         """What the accuracy reward alone says of each item, its score under `accuracy`."""
         outcomes = self._run(self.names.index(self.accuracy), items)
         return [
             outcome
-            if isinstance(outcome, Fault)
+            if isinstance(outcome, ScoringFailure)
             else Verdict(outcome.score, outcome.reason, _parts(self.accuracy, outcome))
             for outcome in outcomes
         ]
 
-    def _run(self, index: int, items: Sequence[Item]) -> list[Outcome]:
+    def _run(self, index: int, items: Sequence[RewardCall]) -> list[Outcome]:
         """The outcomes of one reward, in order."""
         reward = self._rewards[index]
         runner = self._walled if self._settings[index].isolate else self._here
@@ -155,8 +157,8 @@ class Verifiers:
         parts: dict[str, float] = {}
         reasons: list[str] = []
         for name, setting, outcome in zip(self.names, self._settings, outcomes, strict=True):
-            if isinstance(outcome, Fault):
-                return Fault(outcome.kind, f"{name}: {outcome.detail}")
+            if isinstance(outcome, ScoringFailure):
+                return ScoringFailure(outcome.kind, f"{name}: {outcome.detail}")
             if outcome.reason:
                 reasons.append(
                     f"{name}: {outcome.reason}" if len(self.names) > 1 else outcome.reason
@@ -165,12 +167,14 @@ class Verifiers:
             if outcome.score is not None:
                 score = (score or 0.0) + setting.weight * outcome.score
         if score is not None and not isfinite(score):
-            return Fault("exception", "the weighted sum of the rewards is too large for a number")
+            return ScoringFailure(
+                "exception", "the weighted sum of the rewards is too large for a number"
+            )
         return Verdict(score, "; ".join(reasons), parts)
 
 
-def _limits(setting: RewardSettings) -> Limits:
-    return Limits(setting.seconds, setting.memory_mib)
+def _limits(setting: RewardSettings) -> RewardLimits:
+    return RewardLimits(setting.seconds, setting.memory_mib)
 
 
 def _parts(name: str, verdict: Verdict) -> Mapping[str, float]:

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from r1lab.report.text import GuardedStream
-from r1lab.types import Fault, Outcome, R1labError
+from r1lab.types import Outcome, R1labError, ScoringFailure
 from r1lab.verify.call import RewardError, judge_alone, judge_one, judge_together
 from r1lab.verify.load import Reward
-from r1lab.verify.wire import (
+from r1lab.verify.protocol import (
+    IDLE,
     LOADING,
-    RESTING,
     Job,
     Reply,
     Status,
@@ -75,7 +75,7 @@ class _Worker:
             self._begin_unit(0, room)
             outcomes = judge_together(function, job.items, reward.options)
             self._end_unit()
-            if isinstance(outcomes, Fault):
+            if isinstance(outcomes, ScoringFailure):
                 return outcomes.kind == "memory"
             self._send(Reply(tuple(outcomes)))
             return False
@@ -87,7 +87,7 @@ class _Worker:
             outcome = judge(function, item, reward.options)
             self._end_unit()
             waiting.append(outcome)
-            out_of_memory |= isinstance(outcome, Fault) and outcome.kind == "memory"
+            out_of_memory |= isinstance(outcome, ScoringFailure) and outcome.kind == "memory"
             if time.monotonic() - flushed > _FLUSH_SECONDS:
                 self._send(Reply(tuple(waiting)))
                 waiting, flushed = [], time.monotonic()
@@ -111,7 +111,7 @@ class _Worker:
     def _end_unit(self) -> None:
         if os.getpid() != self._pid:
             os._exit(0)  # a child that the reward forked and that came back like its parent
-        self._status.begin(RESTING)
+        self._status.begin(IDLE)
         self._memory.lift()
 
     def _send(self, reply: Reply) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.cli import main
-from r1lab.recipe import PretrainRecipe, TrainRecipe
-from r1lab.recipe_keys import describe
+from r1lab.cli.app import main
+from r1lab.config.keys import describe
+from r1lab.config.recipe import PretrainRecipe, TrainRecipe
 
 RECIPE = """\
 name: bad

@@ -19,7 +19,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from r1lab.cli import main
+from r1lab.cli.app import main
 
 RECIPE = """\
 name: bad
@@ -366,11 +366,13 @@ def test_a_launcher_shows_the_line_once(base, repository, launcher):
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if "r1lab: error:" in line]
     assert len(said) == 1 and "missing.jsonl" in said[0], done.stderr
-    assert 'r1lab/cli.py", line' not in done.stderr, "no traceback of ours"
+    assert 'r1lab/cli/app.py", line' not in done.stderr, "no traceback of ours"
 
 
 def test_without_vllm(base):
-    without = "import sys; sys.modules['vllm'] = None; from r1lab.cli import main; sys.exit(main())"
+    without = (
+        "import sys; sys.modules['vllm'] = None; from r1lab.cli.app import main; sys.exit(main())"
+    )
     done = run("-c", without, "train", "recipe.yaml", "--sampling.engine", "vllm")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

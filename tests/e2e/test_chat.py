@@ -15,11 +15,11 @@ from collections.abc import Iterator
 import pytest
 import tiny
 
-from r1lab.chat.speakers import TokenDecoder
+from r1lab.chat.backends import TokenDecoder
 from r1lab.chat.terminal import converse
+from r1lab.config.recipe import ModelSettings
 from r1lab.model.load import load_base
-from r1lab.recipe import ModelSettings
-from r1lab.thinking import Piece
+from r1lab.thinking import StreamDelta
 
 COMMAND = [sys.executable, "-m", "r1lab", "chat", "nano", "--engine", "transformers"]
 COMMAND += ["--dtype", "float32"]
@@ -106,12 +106,12 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(monkeypatch, capsys) -> None
         ended = "stop"
         closed = False
 
-        def answer(self, question: str) -> Iterator[Piece]:
+        def answer(self, question: str) -> Iterator[StreamDelta]:
             try:
                 for word in range(10**6):
                     if word == 3:
                         signal.raise_signal(signal.SIGINT)
-                    yield Piece(content=f" {word}")
+                    yield StreamDelta(content=f" {word}")
             finally:
                 Endless.closed = True
 
@@ -154,8 +154,8 @@ def test_what_a_model_writes_does_not_steer_the_terminal(monkeypatch, capsys) ->
     class Hostile:
         ended = "length"
 
-        def answer(self, question: str) -> Iterator[Piece]:
-            yield Piece(thinking="\x1b[2J", content="\x1b]0;taken\x07 2")
+        def answer(self, question: str) -> Iterator[StreamDelta]:
+            yield StreamDelta(thinking="\x1b[2J", content="\x1b]0;taken\x07 2")
 
         def unknown_words(self, question: str) -> list[str]:
             return ["\x1b[2J"]

@@ -39,7 +39,7 @@ def test_mentions_of_pages_are_links_and_docstrings_are_there(site):
     for name in (
         "r1lab.types.Verdict",
         "r1lab.grpo.loss.policy_loss",
-        "r1lab.recipe_io.load_recipe",
+        "r1lab.config.reading.load_recipe",
     ):
         assert f'id="{name}"' in reference, name
     assert "denominator" in (site / "the_step.html").read_text()

@@ -19,14 +19,14 @@ import pytest
 import tiny
 import torch
 
-from r1lab.cli import main
+from r1lab.cli.app import main
+from r1lab.config.recipe import LoraSettings, ModelSettings
 from r1lab.evaluate import standalone
 from r1lab.evaluate.standalone import EvalOptions, evaluate_target
 from r1lab.evaluate.target import find_target, model_folder
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base, resolve_folder
 from r1lab.model.weights import save_checkpoint_folder
-from r1lab.recipe import LoraSettings, ModelSettings
 from r1lab.types import R1labError
 
 OPTIONS: dict[str, Any] = {"suites": ("boxes",), "num": 12, "k": 2, "max_tokens": 24}

@@ -14,15 +14,15 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from r1lab.cli import main
-from r1lab.digests import artefact_sha256
+from r1lab.cli.app import main
+from r1lab.config.recipe import LoraSettings, ModelSettings
 from r1lab.evaluate.standalone import EvalOptions, prepare_target
 from r1lab.evaluate.target import find_target
+from r1lab.hashing import artefact_sha256
 from r1lab.lineage import lineage_tree, read_lineage
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base, resolve_folder
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import LoraSettings, ModelSettings
 from r1lab.run_folder import RunFolder
 from r1lab.stages.export import chat_template_of, exported
 

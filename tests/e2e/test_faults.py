@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.cli import main
+from r1lab.cli.app import main
 from r1lab.run_folder import RunFolder
 
 STEPS = 3
@@ -169,14 +169,14 @@ def test_a_signal_while_scoring_saves_the_run_and_it_goes_on_exactly(run, tmp_pa
 def test_a_signal_in_an_update_waits_for_its_end(run, tmp_path, whole, monkeypatch):
     from r1lab.grpo.policy import Policy
 
-    apply = Policy.apply_gradient
+    apply = Policy.optimizer_step
 
     def signalled(self, **options):
         if self.num_updates == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return apply(self, **options)
 
-    monkeypatch.setattr(Policy, "apply_gradient", signalled)
+    monkeypatch.setattr(Policy, "optimizer_step", signalled)
     code, said, _ = run(**{"checkpoints.every": 0})
     assert code == 0 and "step 2 is saved" in said
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
@@ -194,16 +194,16 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays_whole(
 ):
     planted = (
         "import os, signal, sys, time\n"
-        "from r1lab.cli import main\n"
+        "from r1lab.cli.app import main\n"
         "from r1lab.grpo.policy import Policy\n"
-        "apply = Policy.apply_gradient\n"
+        "apply = Policy.optimizer_step\n"
         "def twice(self, **options):\n"
         "    if self.num_updates == 1:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        time.sleep(1.5)\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return apply(self, **options)\n"
-        "Policy.apply_gradient = twice\n"
+        "Policy.optimizer_step = twice\n"
         "sys.exit(main())\n"
     )
     given = arguments(tmp_path / "run", rewards=json.dumps([{"reward": f"{rewards}:plain"}]))
@@ -337,7 +337,7 @@ def test_several_in_a_row_stop_the_run_and_the_batch_is_kept(run, tmp_path):
 
 def limited(repository, folder, limit: str, *more: str, **settings):
     """Train in a process of its own, after `limit` (Python) was set on it."""
-    planted = f"import resource, sys\nfrom r1lab.cli import main\n{limit}\nsys.exit(main())"
+    planted = f"import resource, sys\nfrom r1lab.cli.app import main\n{limit}\nsys.exit(main())"
     given = arguments(folder, *more, **settings)
     return subprocess.run(
         [sys.executable, "-c", planted, *given], cwd=repository, capture_output=True, text=True
@@ -405,7 +405,7 @@ given, vanishes from the disk too."""
 import gc, shutil
 
 def reward(problem, completion, *, calls, at, model=None):
-    from r1lab.rollout.vllm_engine import VllmSampler
+    from r1lab.rollout.vllm.engine import VllmSampler
     with open(calls, "a") as file:
         file.write(".")
         if file.tell() == at:

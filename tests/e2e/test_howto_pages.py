@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.cli import main
-from r1lab.recipe import TrainRecipe
-from r1lab.recipe_io import load_recipe, parse_overrides
-from r1lab.recipe_keys import describe
+from r1lab.cli.app import main
+from r1lab.config.keys import describe
+from r1lab.config.reading import load_recipe, parse_overrides
+from r1lab.config.recipe import TrainRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs/howto").glob("*.md"))

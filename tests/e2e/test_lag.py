@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from r1lab.config.reading import load_recipe, parse_overrides
+from r1lab.config.recipe import TrainRecipe
 from r1lab.grpo import trainer
-from r1lab.recipe import TrainRecipe
-from r1lab.recipe_io import load_recipe, parse_overrides
 from r1lab.run_folder import RunFolder
 
 SHORT = (

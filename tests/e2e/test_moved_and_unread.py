@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.cli import main
+from r1lab.cli.app import main
 from r1lab.run_folder import RunFolder
 
 REWARD = """\

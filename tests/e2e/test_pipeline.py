@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.cli import main
+from r1lab.cli.app import main
 
 pytestmark = pytest.mark.long
 NANO = str(Path(__file__).resolve().parents[2] / "recipes/r1/nano.yaml")

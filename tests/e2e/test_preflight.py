@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from r1lab.cli import main
+from r1lab.cli.app import main
 
 REWARD = """
 from r1lab.types import Verdict

@@ -9,7 +9,7 @@ import pytest
 from browser import MISSING, Page, browser
 from runs import HOSTILE, make_run
 
-from r1lab.cli import main
+from r1lab.cli.app import main
 from r1lab.report.html import write_report
 from r1lab.run_folder import RunFolder
 

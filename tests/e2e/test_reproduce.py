@@ -1,9 +1,9 @@
 """An experiment from nothing to its verdict: a real run with vLLM, far too short for its claim."""
 
+from r1lab.jobs import run_tasks
 from r1lab.reproduce.campaign import Campaign
 from r1lab.reproduce.draw import draw_experiment
 from r1lab.reproduce.experiment import load_experiment
-from r1lab.tasks import run_tasks
 
 SHORT = (
     "--steps=2", "--sampling.questions_per_step=4", "--sampling.group_size=4",

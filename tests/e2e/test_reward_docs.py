@@ -56,9 +56,9 @@ def test_the_recipe_can_be_trained(folder):
 
 
 def test_the_rewards_of_the_page_add_up(folder, monkeypatch):
+    from r1lab.config.reading import load_recipe
+    from r1lab.problems.registry import load_mixture
     from r1lab.prompts import TEMPLATES
-    from r1lab.recipe_io import load_recipe
-    from r1lab.registry import load_mixture
     from r1lab.types import Rollout, Verdict
     from r1lab.verify import Verifiers
     from r1lab.verify.check import as_written
@@ -97,6 +97,6 @@ def test_every_test_that_the_page_names_is_there():
 
 
 def test_every_reward_that_ships_is_named():
-    from r1lab.registry import shipped
+    from r1lab.problems.registry import shipped
 
     assert all(f"`{name}`" in TEXT for name in shipped("reward"))

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 import torch
 
-from r1lab.chat.speakers import ChatOptions, ServerSpeaker
-from r1lab.cli import main
+from r1lab.chat.backends import ChatOptions, ServerSpeaker
+from r1lab.cli.app import main
+from r1lab.config.recipe import ModelSettings
 from r1lab.evaluate.target import find_target
 from r1lab.model.load import load_base
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import ModelSettings
 
 openai = pytest.importorskip("openai")
 if find_spec("vllm") is None:
@@ -161,7 +161,7 @@ def test_chat_over_the_url(url: str, client: Any, monkeypatch: pytest.MonkeyPatc
 def parser_class() -> Any:
     from vllm.reasoning import ReasoningParserManager
 
-    from r1lab.rollout import vllm_thinking
+    from r1lab.rollout.vllm import reasoning_parser as vllm_thinking
 
     return ReasoningParserManager.get_reasoning_parser(vllm_thinking.NAME)
 

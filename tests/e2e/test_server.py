@@ -20,20 +20,20 @@ from typing import Any
 import pytest
 import torch
 
-from r1lab.cli import main
+from r1lab.cli.app import main
+from r1lab.config.recipe import ModelSettings
 from r1lab.data.corpus import Corpus, Dials
 from r1lab.model.load import load_base
 from r1lab.model.weights import checkpoint_weights
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import ModelSettings
 from r1lab.rollout.agreement import both_logprobs, k3_kl
-from r1lab.rollout.server_client import SamplerServer, ServerLost
-from r1lab.rollout.server_facts import KEY_VARIABLE
-from r1lab.rollout.server_sampler import Servers, ServerSampler
+from r1lab.rollout.server.client import SamplerServer, ServerLost
+from r1lab.rollout.server.info import KEY_VARIABLE
+from r1lab.rollout.server.sampler import Servers, ServerSampler
+from r1lab.rollout.server.weights_folder import find_version, new_run
 from r1lab.rollout.source import encode_prompt
-from r1lab.rollout.weights_folder import find_version, new_run
 from r1lab.run_folder import RunFolder
-from r1lab.types import MachineFault, R1labError, RecipeError, SamplingSettings
+from r1lab.types import InfrastructureError, R1labError, RecipeError, SamplingSettings
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-test"
@@ -288,7 +288,7 @@ def test_the_transfer_by_nccl_fits_vllms_interface():
     from vllm.distributed.weight_transfer.base import ParamMeta, VLLMWeightSyncClient
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    from r1lab.rollout import weight_transfer
+    from r1lab.rollout.server import weight_transfer
 
     source = weight_transfer._source()
     source.describe([("w", torch.ones(2, 3))])
@@ -334,7 +334,7 @@ def test_a_folder_that_the_server_does_not_see(world: World, tmp_path, monkeypat
         world.connect(weights_folder=str(tmp_path))
     with pytest.raises(RecipeError, match="nothing can be written to '/nowhere'"):
         world.connect(weights_folder="/nowhere")
-    monkeypatch.setattr("r1lab.rollout.weights_folder._SECONDS_TO_APPEAR", 0.1)
+    monkeypatch.setattr("r1lab.rollout.server.weights_folder._SECONDS_TO_APPEAR", 0.1)
     with pytest.raises(R1labError, match="not seen, or not whole"):
         find_version(tmp_path, new_run(), 3)
     with pytest.raises(R1labError, match="not the token of a run"):
@@ -351,7 +351,7 @@ def test_a_port_that_is_taken(world: World):
 
 
 def test_a_server_open_to_others_needs_a_key(tmp_path, monkeypatch):
-    from r1lab.rollout.server_start import ServerOptions, check
+    from r1lab.rollout.server.launch import ServerOptions, check
 
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     with pytest.raises(R1labError, match=f"lets other machines in; set {KEY_VARIABLE}"):
@@ -396,7 +396,7 @@ def test_servers_of_another_kind(world: World):
 
 
 def test_nobody_there(world: World, monkeypatch):
-    monkeypatch.setattr("r1lab.rollout.server_sampler._SECONDS_AT_START", 0.1)
+    monkeypatch.setattr("r1lab.rollout.server.sampler._SECONDS_AT_START", 0.1)
     with pytest.raises(RecipeError, match=r"is not reached .* start it with `r1lab serve-sampler`"):
         world.connect(urls=(f"http://127.0.0.1:{free_port()}",))
 
@@ -415,7 +415,7 @@ def test_killed_in_the_middle_it_comes_back_with_the_current_weights(world: Worl
     place, group = next(stream)
     groups[place] = group
     world.server.kill()
-    with pytest.raises(MachineFault, match=r"for 0.1 seconds \(sampling.server_patience\)"):
+    with pytest.raises(InfrastructureError, match=r"for 0.1 seconds \(sampling.server_patience\)"):
         impatient.generate(world.prompts[:1], SETTINGS, template=PLAIN)
     impatient.close()
     assert children

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from r1lab.recipe import (
+from r1lab.config.recipe import (
     EvaluationSettings,
     ModelSettings,
     PretrainRecipe,
@@ -18,7 +18,7 @@ from r1lab.recipe import (
     TrackingSettings,
     TrainRecipe,
 )
-from r1lab.recipe_stages import (
+from r1lab.config.stages import (
     DistilRecipe,
     KeepSettings,
     RewardModelRecipe,

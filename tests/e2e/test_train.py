@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from r1lab.run_folder import RunFolder
-from r1lab.verify.verifiers import TAKEN
+from r1lab.verify.verifiers import RESERVED_METRICS
 
 ROOT = Path(__file__).parents[2]
 SHORT = (
@@ -52,8 +52,8 @@ def test_a_run_leaves_everything_the_design_promises(whole_run):
     assert summary["seconds_training"] < summary["seconds_total"]
     assert [line["step"] for line in lines(whole_run)] == [1, 2, 3]
     assert not any("second" in key for line in lines(whole_run) for key in line)
-    # What is here and no reward's figure must be in TAKEN, or a reward of that name overwrites it.
-    assert set(lines(whole_run)[0]) - {"accuracy", "format"} <= TAKEN
+    # A metric that is not in RESERVED_METRICS would be overwritten by a reward of that name.
+    assert set(lines(whole_run)[0]) - {"accuracy", "format"} <= RESERVED_METRICS
     assert {"rollout", "reward", "update", "sync"} <= set(lines(whole_run, "timings.jsonl")[0])
     assert len(list((whole_run / "rollouts").glob("*.parquet"))) == 3
     assert len(list((whole_run / "eval").glob("*.json"))) == 2
@@ -227,11 +227,11 @@ def test_every_piece_of_state_resumes_exactly(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("fault", ["repack_experts", "mend_rotary_embedding"])
+@pytest.mark.parametrize("fault", ["repack_experts", "patch_rotary_embedding"])
 def test_a_sampler_that_keeps_old_state_stops_the_run(tmp_path, fault):
     """The whole loop, with one mend of the sync left out: stopped in one line, exit code 4."""
     planted = (
-        "import sys; from r1lab.rollout import vllm_mends; from r1lab.cli import main; "
+        "import sys; from r1lab.rollout import vllm_mends; from r1lab.cli.app import main; "
         f"vllm_mends.{fault} = lambda *_: None; sys.exit(main())"
     )
     settings = (*SHORT, "--steps=8", "--optimizer.learning_rate=2e-3", "--optimizer.warmup_steps=0",

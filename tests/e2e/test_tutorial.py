@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 
-from r1lab.cli import main
+from r1lab.cli.app import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.grpo.grader import FIGURES
-from r1lab.verify.verifiers import TAKEN
+from r1lab.monitor.second_grader import FIGURES
+from r1lab.verify.verifiers import RESERVED_METRICS
 
 ROOT = Path(__file__).parents[2]
 SHORT = (
@@ -22,10 +22,10 @@ SHORT = (
 # The trainer with nobody on the lookout.
 BLIND = """
 import sys
-from r1lab.cli import main
-from r1lab.grpo.lookout import Lookout
-Lookout.at_start = Lookout.see = lambda self, what: None
-Lookout.grade = lambda self, scored: {}
+from r1lab.cli.app import main
+from r1lab.monitor.run_monitor import RunMonitor
+RunMonitor.at_start = RunMonitor.see = lambda self, what: None
+RunMonitor.grade = lambda self, scored: {}
 sys.exit(main())
 """
 
@@ -62,7 +62,7 @@ def test_watching_and_grading_change_nothing(tmp_path):
     assert seen == lines(tmp_path / "blind")
     # Problems name the very verifier that trains: the two cannot differ.
     assert all(line["grader_gap"] == 0 and line["grader_responses"] == 8 for line in graded)
-    assert set(FIGURES) <= TAKEN
+    assert set(FIGURES) <= RESERVED_METRICS
     (prospects,) = events(tmp_path / "watched", "prospects")
     assert prospects["can_learn"] and prospects["figures"]["responses"] == 16
 

@@ -19,6 +19,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 
+from r1lab.config.recipe import AlgorithmSettings, LoraSettings, OptimizerSettings
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.batch import pack
 from r1lab.grpo.checkpoint import load_states, newest_checkpoint, save_checkpoint
@@ -27,9 +28,8 @@ from r1lab.launch import wants_shards
 from r1lab.model.adapters import add_lora
 from r1lab.model.shard import joined, parts_of, shard
 from r1lab.model.weights import base_model, save_checkpoint_folder
-from r1lab.recipe import AlgorithmSettings, LoraSettings, OptimizerSettings
 from r1lab.rollout.hf_sampler import TransformersSampler
-from r1lab.types import Completion, Problem, Rollout, Scored, Verdict
+from r1lab.types import Completion, Problem, Rollout, ScoredGroup, Verdict
 
 WAYS = ("full", "lora", "tied", "bfloat16")
 # Passes without gradient (old log-probs, reference), two updates a step, the router bias moving.
@@ -70,7 +70,7 @@ def policy_of(way: str, accelerator: Accelerator) -> Policy:
     )  # fmt: skip
 
 
-def groups_of(step: int) -> list[Scored]:
+def groups_of(step: int) -> list[ScoredGroup]:
     """Four groups of four made-up completions, with log-probs."""
     draw = torch.Generator().manual_seed(step)
 
@@ -87,7 +87,7 @@ def groups_of(step: int) -> list[Scored]:
         ]
         scores = tuple(Verdict(float(i % 2) + 0.1 * number) for i in range(4))
         question = Problem(f"p{number}", "made up", "1", "math", "made up")
-        groups.append(Scored(Rollout(question, prompt, tuple(completions)), scores))
+        groups.append(ScoredGroup(Rollout(question, prompt, tuple(completions)), scores))
     return groups
 
 
@@ -99,19 +99,19 @@ def take_step(policy: Policy, step: int, *, num_processes: int, rank: int) -> li
     batch = pack(
         groups, group_advantages(groups, "mean_only"), loss="token_mean", max_tokens=12,
         version=policy.version, drop_zero_advantage=False,
-        sum_over_processes=policy.sum_over_processes,
+        all_reduce_sum=policy.all_reduce_sum,
     )  # fmt: skip
-    batch = policy.remember(batch, algorithm)
+    batch = policy.with_old_and_ref_logprobs(batch, algorithm)
     figures = []
     for _ in range(algorithm.num_epochs):
-        stats = policy.gather_gradient(batch, algorithm)
-        update = policy.apply_gradient(router_bias_speed=algorithm.router_bias_speed)
+        stats = policy.forward_backward(batch, algorithm)
+        update = policy.optimizer_step(router_bias_speed=algorithm.router_bias_speed)
         means = stats.means
         figures.append(
             [means["loss"], means["tokens"], means["kl_ref"], means["entropy"],
              stats.sync_kl or 0.0, update["grad_norm"]]
         )  # fmt: skip
-    policy.end_step(algorithm.reference_every)
+    policy.advance_version(algorithm.reference_every)
     return figures
 
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
+from r1lab.config.recipe import ModelSettings
 from r1lab.data.corpus import Corpus, Dials
 from r1lab.model.load import load_base
 from r1lab.model.optim import MasterAdamW
 from r1lab.model.weights import checkpoint_weights
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import ModelSettings
 from r1lab.rollout.agreement import SyncGuard, both_logprobs, k3_kl
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import encode_prompt
-from r1lab.rollout.vllm_mends import model_of
+from r1lab.rollout.vllm.patches import model_of
 from r1lab.types import SamplingSettings
 
 PLAIN = TEMPLATES["plain"]

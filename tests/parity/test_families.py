@@ -14,14 +14,7 @@ import torch
 from accelerate import Accelerator
 from families import FAMILIES, is_mixture, random_model
 
-from r1lab.grpo.floor import stirred_adapters
-from r1lab.grpo.policy import Policy
-from r1lab.grpo.step import rl_step
-from r1lab.model.adapters import add_lora
-from r1lab.model.load import load_base
-from r1lab.model.weights import checkpoint_weights
-from r1lab.prompts import TEMPLATES
-from r1lab.recipe import (
+from r1lab.config.recipe import (
     LoraSettings,
     ModelSettings,
     OptimizerSettings,
@@ -31,7 +24,14 @@ from r1lab.recipe import (
     SourceSettings,
     TrainRecipe,
 )
-from r1lab.registry import load_mixture
+from r1lab.grpo.mismatch_baseline import perturbed_adapters
+from r1lab.grpo.policy import Policy
+from r1lab.grpo.step import rl_step
+from r1lab.model.adapters import add_lora
+from r1lab.model.load import load_base
+from r1lab.model.weights import checkpoint_weights
+from r1lab.problems.registry import load_mixture
+from r1lab.prompts import TEMPLATES
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.sampler import Sampler
 from r1lab.rollout.source import RolloutSource
@@ -95,20 +95,20 @@ def takes_a_step(way: str, sampler: Sampler, folder: Path, task: Path) -> None:
         load_mixture(recipe.problems, "train"), sampler, tokenizer, template, recipe.sampling
     )
     before = {name: tensor.clone() for name, tensor in policy.checkpoint_weights()}
-    with stirred_adapters(model, seed=0):  # full weights have none
+    with perturbed_adapters(model, seed=0):  # full weights have none
         source.sync(policy)
-        floor, _ = policy.sampler_gap(source.probe())
+        floor, _ = policy.sampler_mismatch(source.probe())
     assert floor is not None and floor < HIGHEST_FLOOR
 
     source.start(policy)
     metrics = rl_step(policy, source, Verifiers(recipe.rewards, template=template), recipe).metrics
     assert metrics["sync_kl"] < 3 * floor and metrics["grad_norm"] > 0
     assert metrics["entropy"] < 0.9 * torch.tensor(tiny.VOCAB).log(), "peaked enough to tell"
-    after, num_tokens = policy.sampler_gap(source.probe())
+    after, num_tokens = policy.sampler_mismatch(source.probe())
     assert after < 3 * floor and num_tokens > 1000
 
     sampler.sync(before.items(), policy.version)
-    stale, _ = policy.sampler_gap(source.probe())
+    stale, _ = policy.sampler_mismatch(source.probe())
     assert stale > 1e6 * floor
 
 

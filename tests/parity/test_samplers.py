@@ -9,9 +9,9 @@ import pytest
 import torch
 from rig import long_prompts
 
+from r1lab.config.recipe import ModelSettings
 from r1lab.model.load import load_base
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import ModelSettings
 from r1lab.rollout.agreement import both_logprobs, k3_kl
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.sampler import Sampler, Streaming, stream_of

@@ -18,16 +18,16 @@ from tiny import VOCAB, llama_config, tokenizer, v3_config
 from torch import Tensor
 from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM, PreTrainedModel
 
+from r1lab.config.recipe import LoraSettings
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.batch import MicroBatch, microbatches, pack
 from r1lab.grpo.correction import Correction, correction_weights
 from r1lab.grpo.logprobs import token_logprobs
 from r1lab.grpo.loss import LOSSES, LossStats, policy_loss
-from r1lab.grpo.surrogate import LossOptions, at_level
+from r1lab.grpo.surrogate import LossOptions, ratio_at_level
 from r1lab.model.adapters import add_lora
 from r1lab.model.weights import base_model
-from r1lab.recipe import LoraSettings
-from r1lab.types import Batch, Completion, Problem, Rollout, Scored, Verdict
+from r1lab.types import Batch, Completion, Problem, Rollout, ScoredGroup, Verdict
 
 MAX_TOKENS = 16
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
@@ -105,7 +105,7 @@ def build(kind: str, way: str = "full") -> Any:
     return model
 
 
-def scored_groups() -> list[Scored]:
+def scored_groups() -> list[ScoredGroup]:
     """Three groups of four, prompts and lengths all different, one group without variance."""
     draw = torch.Generator().manual_seed(1)
     scores = [[1.1, 0.0, 0.1, 1.0], [0.5, 0.5, 0.5, 0.5], [0.0, 1.0, 1.0, 1.0]]
@@ -118,7 +118,7 @@ def scored_groups() -> list[Scored]:
         lengths = torch.randint(1, MAX_TOKENS + 1, (len(of_group),), generator=draw).tolist()
         completions = tuple(Completion(tokens(n), "", "stop", 0) for n in lengths)
         rollout = Rollout(Problem(str(index), "", "", ""), tokens(5 + 3 * index), completions)
-        groups.append(Scored(rollout, tuple(Verdict(score) for score in of_group)))
+        groups.append(ScoredGroup(rollout, tuple(Verdict(score) for score in of_group)))
     return groups
 
 
@@ -285,7 +285,7 @@ def sum_of_terms(logp: Tensor, micro: MicroBatch, case: Case) -> float:
     assert micro.logp_old is not None and micro.logp_sampler is not None
     chosen, lengths = LOSSES[case.loss], micro.completion_lens
     old = micro.logp_old if case.correction is None else micro.logp_sampler
-    log_ratio = at_level(logp - old, lengths, case.options.level or chosen.level)
+    log_ratio = ratio_at_level(logp - old, lengths, case.options.level or chosen.level)
     advantages = micro.advantages.repeat_interleave(lengths)
     terms = chosen.surrogate(log_ratio, advantages, logp, case.options).abs()
     if chosen.aggregation == "sequence_mean":
@@ -395,7 +395,7 @@ def test_advantages_equal_trl() -> None:
     nan = float("nan")
     scores = [[0.1, 1.1, 0.0, 1.1], [0.1, None, 1.0, 0.3], [0.5, 0.5, 0.5, 0.5]]
     groups = [
-        Scored(
+        ScoredGroup(
             Rollout(Problem("0", "", "", ""), (1,), (Completion((1,), "", "stop", 0),) * len(of)),
             tuple(Verdict(score) for score in of),
         )
@@ -417,7 +417,7 @@ def test_rloo_advantages_equal_trl() -> None:
     """TRL 1.16, RLOOTrainer: (sum of the group - r) / (G - 1) is the baseline."""
     rewards = torch.tensor([0.1, 1.1, 0.0, 1.1])
     expected = rewards - (rewards.sum() - rewards) / 3
-    group = Scored(
+    group = ScoredGroup(
         Rollout(Problem("0", "", "", ""), (1,), (Completion((1,), "", "stop", 0),) * 4),
         tuple(Verdict(score) for score in rewards.tolist()),
     )

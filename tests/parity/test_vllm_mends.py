@@ -1,4 +1,4 @@
-"""vLLM without its mends: wrong in each of the ways that r1lab.rollout.vllm_mends says.
+"""vLLM without its mends: wrong in each of the ways that r1lab.rollout.vllm.patches says.
 
 A failure here is good news: this vLLM no longer needs that mend, which can then be taken out.
 """
@@ -16,11 +16,11 @@ import torch
 from rig import Bench, Rig, head_is_a_copy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from r1lab.config.recipe import ModelSettings
 from r1lab.model.load import load_base
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import ModelSettings
-from r1lab.rollout import vllm_mends as mends
-from r1lab.rollout.vllm_engine import VllmSampler
+from r1lab.rollout.vllm import patches as mends
+from r1lab.rollout.vllm.engine import VllmSampler
 from r1lab.types import SamplingSettings
 
 WRONG = 1e-2  # nats per token; the floor of these models is below 1e-3
@@ -121,7 +121,7 @@ def test_the_rotary_kernel_misreads_queries_of_several_heads():
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
-    mends.mend_rotary_embedding()
+    mends.patch_rotary_embedding()
     with set_current_vllm_config(VllmConfig()):
         rotary = RotaryEmbedding(16, 16, 512, 10_000.0, False, torch.float32)
     generator = torch.Generator().manual_seed(0)

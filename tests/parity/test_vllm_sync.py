@@ -15,14 +15,14 @@ import torch
 from rig import Bench, Rig, head_is_a_copy, long_prompts, take_updates
 from transformers import LlamaForCausalLM
 
+from r1lab.config.recipe import LoraSettings, ModelSettings
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
 from r1lab.model.weights import checkpoint_weights, save_checkpoint_folder
 from r1lab.model.widen import widen
-from r1lab.recipe import LoraSettings, ModelSettings
-from r1lab.rollout import vllm_mends as mends
 from r1lab.rollout.agreement import SyncGuard
-from r1lab.rollout.vllm_engine import VllmSampler
+from r1lab.rollout.vllm import patches as mends
+from r1lab.rollout.vllm.engine import VllmSampler
 from r1lab.types import R1labError, RunStopped
 
 
@@ -165,9 +165,9 @@ def test_a_stale_prefix_cache_stops_the_run(nano: Rig, monkeypatch):
 def test_an_unmended_rotary_embedding_stops_the_run(bench: Bench, monkeypatch):
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
-    mends.mend_rotary_embedding()
+    mends.patch_rotary_embedding()
     monkeypatch.setattr(RotaryEmbedding, "forward_cpu", RotaryEmbedding.forward_cpu.unmended)
-    monkeypatch.setattr(mends, "mend_rotary_embedding", lambda: None)
+    monkeypatch.setattr(mends, "patch_rotary_embedding", lambda: None)
     rig = bench.rig("unmended", lambda: Rig("nano"))
     with pytest.raises(RunStopped, match="highest plausible floor"):
         rig.check()

@@ -6,7 +6,15 @@ import random
 from collections.abc import Sequence
 
 from r1lab.prompts import TEMPLATES
-from r1lab.types import Completion, Fault, FinishReason, Problem, Rollout, Scored, Verdict
+from r1lab.types import (
+    Completion,
+    FinishReason,
+    Problem,
+    Rollout,
+    ScoredGroup,
+    ScoringFailure,
+    Verdict,
+)
 
 COMPACT = TEMPLATES["compact"]
 
@@ -44,14 +52,14 @@ def rollout(index: int = 0, *texts: str, prompt: Sequence[int] = (2, 3)) -> Roll
 
 
 def scored_group(
-    scores: Sequence[float | Fault | None],
+    scores: Sequence[float | ScoringFailure | None],
     lengths: Sequence[int] | None = None,
     prompt_len: int = 2,
     seed: int = 0,
     logprobs: bool = False,
     vocabulary: int = 128,
-) -> Scored:
-    """A group with these scores (a Fault stands for itself) and random tokens."""
+) -> ScoredGroup:
+    """A group with these scores (a ScoringFailure stands for itself) and random tokens."""
     draw = random.Random(seed)
 
     def tokens(count: int) -> tuple[int, ...]:
@@ -64,5 +72,7 @@ def scored_group(
         ids = tokens(length)
         given = [-draw.random() for _ in ids] if logprobs else None
         completions.append(completion(tokens=ids, logprobs=given))
-    outcomes = tuple(score if isinstance(score, Fault) else Verdict(score) for score in scores)
-    return Scored(Rollout(problem(seed), prompt, tuple(completions)), outcomes)
+    outcomes = tuple(
+        score if isinstance(score, ScoringFailure) else Verdict(score) for score in scores
+    )
+    return ScoredGroup(Rollout(problem(seed), prompt, tuple(completions)), outcomes)

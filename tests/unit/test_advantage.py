@@ -11,7 +11,7 @@ import pytest
 from records import scored_group
 
 from r1lab.grpo.advantage import ADVANTAGES, STD_EPSILON, group_advantages, is_informative
-from r1lab.types import Fault, Verdict
+from r1lab.types import ScoringFailure, Verdict
 
 
 def test_worked_values() -> None:
@@ -41,7 +41,7 @@ def test_worked_values_over_the_whole_step() -> None:
 
 @pytest.mark.parametrize("kind", ADVANTAGES)
 def test_two_processes_agree_with_one(kind: str) -> None:
-    groups = [scored_group([1.0, 0.0, 0.5]), scored_group([2.0, 1.0, Fault("killed")])]
+    groups = [scored_group([1.0, 0.0, 0.5]), scored_group([2.0, 1.0, ScoringFailure("killed")])]
     both = Barrier(2)
     said: list[list[float]] = [[], []]
 
@@ -65,7 +65,7 @@ def test_two_processes_agree_with_one(kind: str) -> None:
 
 
 def test_informative_groups() -> None:
-    fault = Fault("killed")
+    fault = ScoringFailure("killed")
     assert is_informative(scored_group([1.0, 0.0]))
     for scores in ([1.0, 1.0], [1.0], [], [1.0, fault], [1.0, None], [fault, fault]):
         assert not is_informative(scored_group(scores))
@@ -81,7 +81,7 @@ class TestEdges:
         assert group_advantages([scored_group(scores=[3.0])], kind) == [[0.0]]
 
     def test_faulted_leave_their_group(self, kind: str) -> None:
-        fault = Fault("exception", "boom")
+        fault = ScoringFailure("exception", "boom")
         with_fault = group_advantages([scored_group(scores=[1.0, fault, 0.0])], kind)
         without = group_advantages([scored_group(scores=[1.0, 0.0])], kind)
         assert with_fault == [[without[0][0], None, without[0][1]]]

@@ -10,10 +10,10 @@ import pytest
 import tiny
 import torch
 
+from r1lab.config.recipe import ProblemSettings, SamplingRecipe, SourceSettings, TrainRecipe
 from r1lab.prompts import TEMPLATES, Template
-from r1lab.recipe import ProblemSettings, SamplingRecipe, SourceSettings, TrainRecipe
-from r1lab.rollout.ahead import AheadSource
-from r1lab.rollout.source import Agreement, RolloutSource, dealt_out
+from r1lab.rollout.async_source import AsyncRolloutSource
+from r1lab.rollout.source import RolloutSource, SyncAgreement, redistribute_state
 from r1lab.types import Completion, Problem, Rollout, RunStopped, SamplingSettings
 
 
@@ -76,10 +76,10 @@ class Elsewhere(Diary):
         self.said.append(f"sync {version}")
 
 
-def stream_of(sampler: Diary, lag: int, **options: Any) -> AheadSource:
+def stream_of(sampler: Diary, lag: int, **options: Any) -> AsyncRolloutSource:
     settings = SamplingRecipe(questions_per_step=2, group_size=2, max_tokens=48, max_lag=lag)
     template = TEMPLATES["compact"]
-    return AheadSource(Problems(), sampler, tiny.tokenizer(), template, settings, **options)
+    return AsyncRolloutSource(Problems(), sampler, tiny.tokenizer(), template, settings, **options)
 
 
 def agrees(rollouts: list[Rollout]) -> tuple[float, int]:
@@ -100,7 +100,7 @@ def run(stream: RolloutSource, policy: Policy, steps: int) -> list[tuple[list[st
     return taken
 
 
-def begun(sampler: Diary, lag: int, **options: Any) -> tuple[AheadSource, Policy]:
+def begun(sampler: Diary, lag: int, **options: Any) -> tuple[AsyncRolloutSource, Policy]:
     stream, policy = stream_of(sampler, lag, **options), Policy()
     stream.start(policy)
     return stream, policy
@@ -228,7 +228,7 @@ def test_what_a_server_still_works_on_is_asked_again():
 def test_other_numbers_of_processes_ask_anew():
     stream, policy = begun(Diary(), 1)
     run(stream, policy, 2)
-    assert dealt_out([stream.state_dict()], 0, 2)["ahead"] == []
+    assert redistribute_state([stream.state_dict()], 0, 2)["ahead"] == []
 
 
 def test_the_probe_is_what_is_held_against_the_bound():
@@ -243,7 +243,7 @@ def test_the_probe_is_what_is_held_against_the_bound():
         stream.next(step)
         # What the step's own tokens say is left aside: the policy has moved since.
         agreement = stream.check_agreement(9.0, 1000, measure)
-        assert agreement == (Agreement(5e-4, 100) if step % 2 == 0 else Agreement(None, 0))
+        assert agreement == (SyncAgreement(5e-4, 100) if step % 2 == 0 else SyncAgreement(None, 0))
         policy.version += 1
         stream.sync(policy)
     assert seen == [{0}, {2}]

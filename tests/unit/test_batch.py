@@ -10,10 +10,10 @@ from records import scored_group
 
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.batch import microbatches, pack, select, split
-from r1lab.types import Batch, Fault, Scored
+from r1lab.types import Batch, ScoredGroup, ScoringFailure
 
 
-def packed(groups: list[Scored], loss: str = "token_mean", **options: object) -> Batch:
+def packed(groups: list[ScoredGroup], loss: str = "token_mean", **options: object) -> Batch:
     advantages = group_advantages(groups, "mean_only")
     return pack(groups, advantages, loss=loss, max_tokens=10, **options)  # type: ignore[arg-type]
 
@@ -21,7 +21,7 @@ def packed(groups: list[Scored], loss: str = "token_mean", **options: object) ->
 GROUPS = [
     scored_group([1.0, 0.0, 0.0], lengths=[4, 2, 7], prompt_len=3, seed=1, logprobs=True),
     scored_group([1.0, 1.0], lengths=[5, 5], prompt_len=2, seed=2, logprobs=True),
-    scored_group([0.0, Fault("exception"), 1.0], lengths=[1, 9, 6], prompt_len=5, seed=3,
+    scored_group([0.0, ScoringFailure("exception"), 1.0], lengths=[1, 9, 6], prompt_len=5, seed=3,
                  logprobs=True),
 ]  # fmt: skip
 
@@ -62,12 +62,12 @@ def test_denominator_is_summed_over_processes() -> None:
         seen.append(counts.tolist())
         return counts * 2
 
-    assert packed(GROUPS, sum_over_processes=other_process_has_as_much).denominator == 60
+    assert packed(GROUPS, all_reduce_sum=other_process_has_as_much).denominator == 60
     assert seen == [[7, 30]]
 
 
 def test_empty_batches() -> None:
-    fault = Fault("killed")
+    fault = ScoringFailure("killed")
     for groups in ([], [scored_group([1.0, 1.0])], [scored_group([fault, fault])]):
         batch = packed(groups)
         assert len(batch) == 0
@@ -75,16 +75,16 @@ def test_empty_batches() -> None:
         assert list(microbatches(batch, 100)) == []
         assert [len(part) for part in split(batch, 3)] == [0, 0, 0]
     # a process without a sequence still knows the denominator of all
-    assert packed([], sum_over_processes=lambda counts: counts + 5).denominator == 5
+    assert packed([], all_reduce_sum=lambda counts: counts + 5).denominator == 5
 
 
-def cut_off(group: Scored, indices: tuple[int, ...]) -> Scored:
+def cut_off(group: ScoredGroup, indices: tuple[int, ...]) -> ScoredGroup:
     """The group with these completions ended by their limit."""
     completions = tuple(
         replace(c, finish_reason="length") if i in indices else c
         for i, c in enumerate(group.rollout.completions)
     )
-    return Scored(replace(group.rollout, completions=completions), group.outcomes)
+    return ScoredGroup(replace(group.rollout, completions=completions), group.outcomes)
 
 
 def test_the_overlong_filter_leaves_the_tokens_out_and_the_sequences_counted() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from r1lab import __version__
-from r1lab.cli import build_parser, main
-from r1lab.recipe import TrainRecipe
+from r1lab.cli.app import build_parser, main
+from r1lab.config.recipe import TrainRecipe
 from r1lab.types import R1labError, RunStopped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,25 +85,25 @@ SIGNATURES = {
     "rewards/format.py:reward": (
         "problem: Problem, completion: Completion, *, forbid_empty: bool=False"
     ),
-    "rewards/math.py:reward": "problem: Problem, completion: Completion",
+    "rewards/math/__init__.py:reward": "problem: Problem, completion: Completion",
     "r1lab/grpo/trainer.py:train": "recipe: TrainRecipe, *, resume: bool=False, force: bool=False",
     "r1lab/prompts.py:read_response": "response: str",
-    "r1lab/recipe_io.py:dump_resolved": (
+    "r1lab/config/reading.py:dump_resolved": (
         "recipe: BaseModel, *, versions: Mapping[str, str] | None=None, commit: str | None=None"
     ),
-    "r1lab/recipe_io.py:find_recipe": "path: str | Path, *, beside: Path | None=None",
-    "r1lab/recipe_io.py:load_recipe": (
+    "r1lab/config/reading.py:find_recipe": "path: str | Path, *, beside: Path | None=None",
+    "r1lab/config/reading.py:load_recipe": (
         "path: str | Path, overrides: Sequence[Override]=(), *, schema: type[Recipe]=TrainRecipe"
     ),
-    "r1lab/registry.py:find": "text: str, kind: Kind, *, key: str=''",
-    "r1lab/registry.py:load_mixture": (
+    "r1lab/problems/registry.py:find": "text: str, kind: Kind, *, key: str=''",
+    "r1lab/problems/registry.py:load_mixture": (
         "settings: ProblemSettings, split: Split, seed: int | None=None, *, "
         "keep: Callable[[Problem], bool] | None=None"
     ),
-    "r1lab/registry.py:load_problems": (
+    "r1lab/problems/registry.py:load_problems": (
         "settings: SourceSettings, split: Split, seed: int=0, *, key: str='problems.sources'"
     ),
-    "r1lab/registry.py:resolve": "text: str, kind: Kind, *, key: str=''",
+    "r1lab/problems/registry.py:resolve": "text: str, kind: Kind, *, key: str=''",
     "r1lab/stages/pretrain.py:pretrain": "recipe: PretrainRecipe",
 }
 
@@ -127,7 +127,7 @@ def trained(monkeypatch, tmp_path) -> list[tuple[TrainRecipe, bool]]:
 
     monkeypatch.setattr(trainer, "train", train)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("r1lab.cli._check", lambda recipe, dry_run: None)
+    monkeypatch.setattr("r1lab.cli.app._check", lambda recipe, dry_run: None)
     return calls
 
 

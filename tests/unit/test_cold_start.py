@@ -11,8 +11,8 @@ import pytest
 import tiny
 import torch
 
-from r1lab.recipe_io import load_recipe
-from r1lab.registry import load_mixture
+from r1lab.config.reading import load_recipe
+from r1lab.problems.registry import load_mixture
 from r1lab.rollout.source import encode_prompt
 
 RECIPE = """

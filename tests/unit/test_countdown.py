@@ -6,11 +6,11 @@ from itertools import islice
 
 import pytest
 
+from r1lab.config.recipe import SourceSettings
 from r1lab.data import countdown
 from r1lab.data.streams import is_held_out
 from r1lab.model.tokenizer import build_tokenizer
-from r1lab.recipe import SourceSettings
-from r1lab.registry import load_problems
+from r1lab.problems.registry import load_problems
 from r1lab.rewards.countdown import BadExpression, evaluate, reward
 from r1lab.types import Completion, Problem
 from r1lab.verify.hostile import hostile_items

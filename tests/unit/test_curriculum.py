@@ -13,12 +13,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 
-from r1lab.curriculum import LEVEL, Curriculum
-from r1lab.grpo.policy import Policy
-from r1lab.grpo.step import rl_step
-from r1lab.problems import ProblemMixture, ReplayedProblems, ShuffledProblems
-from r1lab.prompts import TEMPLATES
-from r1lab.recipe import (
+from r1lab.config.recipe import (
     CurriculumSettings,
     OptimizerSettings,
     ProblemSettings,
@@ -27,7 +22,12 @@ from r1lab.recipe import (
     SourceSettings,
     TrainRecipe,
 )
-from r1lab.registry import load_training
+from r1lab.grpo.policy import Policy
+from r1lab.grpo.step import rl_step
+from r1lab.problems.curriculum import LEVEL, Curriculum
+from r1lab.problems.mixture import ProblemMixture, ReplayedProblems, ShuffledProblems
+from r1lab.problems.registry import load_training
+from r1lab.prompts import TEMPLATES
 from r1lab.rollout.hf_sampler import TransformersSampler
 from r1lab.rollout.source import RolloutSource
 from r1lab.types import Problem, RecipeError
@@ -168,7 +168,7 @@ def test_levels_by_a_key_of_a_table() -> None:
 
 
 def test_a_level_that_no_longer_comes_is_told(monkeypatch) -> None:
-    monkeypatch.setattr("r1lab.curriculum._MOST_PASSED_OVER", 50)
+    monkeypatch.setattr("r1lab.problems.curriculum._MOST_PASSED_OVER", 50)
     once = [Problem(str(i), "", "", "math", "", {"rare": i == 3}) for i in range(2000)]
     mixture = ProblemMixture([ReplayedProblems(once, "once")], [1])
     levels = Curriculum(mixture, CurriculumSettings(by="rare"))

@@ -8,9 +8,9 @@ import sympy
 
 from r1lab.data import arithmetic, boxes, derivations, division
 from r1lab.data.corpus import TASKS, Corpus, Dials
-from r1lab.data.streams import Work, is_held_out
+from r1lab.data.streams import SolutionWriter, is_held_out
 from r1lab.model.tokenizer import VOCAB_SIZE, build_tokenizer
-from r1lab.registry import resolve
+from r1lab.problems.registry import resolve
 from r1lab.types import Completion, Verdict
 
 NAMES = sorted(TASKS)
@@ -65,7 +65,7 @@ def test_both_forms_ask_the_same_problem(name):
 def test_flawless_work_arrives_at_the_gold_answer(name):
     stream = TASKS[name].load("train", seed=5)
     for i in range(300):
-        work = Work(random.Random(i))
+        work = SolutionWriter(random.Random(i))
         assert TASKS[name].solve(stream[i], work) == stream[i].answer
         assert work.lines
 
@@ -104,7 +104,7 @@ def test_gold_answers_agree_with_an_independent_calculation():
 def test_each_line_of_a_derivation_has_the_value_of_the_first():
     stream = derivations.load("train", kinds=("simplify",), min_operators=3)
     for i in range(100):
-        work = Work(random.Random(0))
+        work = SolutionWriter(random.Random(0))
         derivations.solve(stream[i], work)
         values = {sympy.sympify(line.removeprefix("= ")) for line in work.lines}
         assert values == {int(stream[i].answer)}
@@ -124,12 +124,12 @@ def test_moves_do_what_they_say():
 def test_slips_happen_at_their_rate_and_noticed_ones_leave_the_answer_right():
     stream = boxes.load("train")
     right = sum(
-        boxes.solve(stream[i], Work(random.Random(i), slip_rate=0.3)) == stream[i].answer
+        boxes.solve(stream[i], SolutionWriter(random.Random(i), slip_rate=0.3)) == stream[i].answer
         for i in range(400)
     )
     assert 0.2 < right / 400 < 0.6  # about 0.7 ** 3
     for i in range(200):
-        work = Work(random.Random(i), slip_rate=0.3, notice_rate=1.0)
+        work = SolutionWriter(random.Random(i), slip_rate=0.3, notice_rate=1.0)
         assert boxes.solve(stream[i], work) == stream[i].answer
 
 

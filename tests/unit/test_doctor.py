@@ -11,8 +11,8 @@ from r1lab.doctor import examine as examining
 from r1lab.doctor.host import disk_facts, host_facts, usable_cores
 from r1lab.doctor.packages import package_findings
 from r1lab.doctor.probe import DEADLINE, run_probes
-from r1lab.doctor.records import Finding, Report
-from r1lab.rollout.vllm_facts import fits_mla_kernel, installed_build
+from r1lab.doctor.records import MachineCheck, Report
+from r1lab.rollout.vllm.build_info import fits_mla_kernel, installed_build
 
 GIB = 2**30
 
@@ -173,9 +173,9 @@ def test_packages_of_other_versions_are_named(monkeypatch):
 
 
 def test_only_what_is_missing_keeps_a_machine_from_training():
-    warned = Report({}, (Finding("a", "ok", "x"), Finding("b", "warning", "x", "y")))
+    warned = Report({}, (MachineCheck("a", "ok", "x"), MachineCheck("b", "warning", "x", "y")))
     assert warned.can_train
-    assert not Report({}, (*warned.findings, Finding("c", "missing", "x", "y"))).can_train
+    assert not Report({}, (*warned.findings, MachineCheck("c", "missing", "x", "y"))).can_train
 
 
 def test_the_installed_build_of_vllm_and_its_kernel():

@@ -22,6 +22,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from r1lab.config.recipe import LoraSettings
 from r1lab.estimate import workload
 from r1lab.estimate.activations import merged_expert_bytes, saved_bytes_per_token
 from r1lab.estimate.hardware import DEVICES, Cluster, Device, local_cluster, parse_gpus
@@ -33,7 +34,6 @@ from r1lab.estimate.timing import decode_seconds, step_time
 from r1lab.estimate.workload import Workload
 from r1lab.model.adapters import add_lora
 from r1lab.model.config import kv_cache_bytes_per_token, v3_config
-from r1lab.recipe import LoraSettings
 from r1lab.types import R1labError, RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,7 +248,7 @@ def test_twice_the_gpus_halve_the_training_and_longer_responses_cost_more_than_t
 
 
 def test_short_completions_pay_for_their_prompt_together():
-    shared = importlib.import_module("r1lab.grpo.shared")
+    shared = importlib.import_module("r1lab.grpo.prefix_sharing")
     assert (workload._SHORT, workload._SHARING) == (shared.SHORT, shared.FAMILIES)
     work = Workload(64, 16, 20, 32, 128, sharing=True)
     assert work.row_completions == 8 and work.tokens == 64 * (20 / 8 + 32)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from records import COMPACT, completion, problem
 
+from r1lab.config.recipe import EvaluationSettings, RewardSettings
 from r1lab.evaluate import (
     Asked,
     Estimate,
@@ -24,12 +25,19 @@ from r1lab.evaluate import (
     maj_at_k,
     pass_at_k,
 )
+from r1lab.evaluate.answer_clusters import answer_groups
 from r1lab.evaluate.compare import across_runs
-from r1lab.evaluate.groups import answer_groups
 from r1lab.evaluate.intervals import student_quantile
 from r1lab.prompts import Template
-from r1lab.recipe import EvaluationSettings, RewardSettings
-from r1lab.types import Completion, Fault, R1labError, Rollout, SamplingSettings, Scored, Verdict
+from r1lab.types import (
+    Completion,
+    R1labError,
+    Rollout,
+    SamplingSettings,
+    ScoredGroup,
+    ScoringFailure,
+    Verdict,
+)
 from r1lab.verify import Verifiers
 
 # ------------------------------------------------------------------------------ estimators
@@ -85,7 +93,7 @@ def group_of(gold: str, answers: Sequence[str | None], correct: Sequence[bool]) 
         problem(answer=gold, verifier="math"), (1,), tuple(completion(text) for text in texts)
     )
     verifiers = Verifiers([RewardSettings(reward="problem")], template=COMPACT)
-    (groups,) = answer_groups([Scored(asked, tuple(outcomes))], verifiers)
+    (groups,) = answer_groups([ScoredGroup(asked, tuple(outcomes))], verifiers)
     return groups
 
 
@@ -105,7 +113,7 @@ def test_a_verifier_that_computes_groups_wrong_answers_by_text() -> None:
     outcomes = tuple(Verdict(float(r), "", {"accuracy": float(r)}) for r in right)
     asked = Rollout(game, (1,), tuple(completion(says(text)) for text in texts))
     verifiers = Verifiers([RewardSettings(reward="problem")], template=COMPACT)
-    assert answer_groups([Scored(asked, outcomes)], verifiers) == [[0, 0, 1, 1, 2]]
+    assert answer_groups([ScoredGroup(asked, outcomes)], verifiers) == [[0, 0, 1, 1, 2]]
 
 
 # ------------------------------------------------------------------------------- intervals
@@ -369,8 +377,10 @@ def test_a_problem_without_a_judged_sample_is_left_out(verifiers: Verifiers) -> 
         for i in range(2)
     ]
     scored = (
-        Scored(groups[0], (Verdict(1.0, parts={"exact": 1.0}), Verdict(0.0, parts={"exact": 0.0}))),
-        Scored(groups[1], (Verdict(None), Verdict(0.1, parts={"format": 0.1}))),
+        ScoredGroup(
+            groups[0], (Verdict(1.0, parts={"exact": 1.0}), Verdict(0.0, parts={"exact": 0.0}))
+        ),
+        ScoredGroup(groups[1], (Verdict(None), Verdict(0.1, parts={"format": 0.1}))),
     )
     result = judge(
         Asked(scored), verifiers, template=COMPACT, max_tokens=20,
@@ -387,12 +397,12 @@ def test_faulted_samples_count_as_wrong_up_to_a_share(
     verifiers: Verifiers, num_faults: int, has_figures: bool
 ) -> None:
     right, lost = Verdict(1.0, parts={"exact": 1.0}), Verdict(-1.0, parts={"exact": 0.0})
-    outcomes = [*[Fault("timeout")] * num_faults, lost, *[right] * (14 - num_faults)]
+    outcomes = [*[ScoringFailure("timeout")] * num_faults, lost, *[right] * (14 - num_faults)]
     rollout = Rollout(problem(0), (1,), tuple(completion(says("1")) for _ in outcomes))
     settings = EvaluationSettings(num_samples=15)
     result = judge(
-        Asked((Scored(rollout, tuple(outcomes)),)), verifiers, template=COMPACT, settings=settings,
-        max_tokens=20,
+        Asked((ScoredGroup(rollout, tuple(outcomes)),)), verifiers, template=COMPACT,
+        settings=settings, max_tokens=20,
     )  # fmt: skip
     overall = result.overall
     assert overall.fault_share == result.headline()["faulted"] == num_faults / 15
@@ -418,9 +428,15 @@ def test_the_answers_of_faulted_samples_vote_as_wrong_ones() -> None:
         problem(answer="1", verifier="math"), (1,),
         tuple(completion(says(text)) for text in ("1", "x", "x", "y", "no answer")),
     )  # fmt: skip
-    outcomes = (right, Fault("timeout"), Fault("timeout"), Fault("timeout"), Fault("timeout"))
+    outcomes = (
+        right,
+        ScoringFailure("timeout"),
+        ScoringFailure("timeout"),
+        ScoringFailure("timeout"),
+        ScoringFailure("timeout"),
+    )
     verifiers = Verifiers([RewardSettings(reward="problem")], template=COMPACT)
-    (groups,) = answer_groups([Scored(asked, outcomes)], verifiers)
+    (groups,) = answer_groups([ScoredGroup(asked, outcomes)], verifiers)
     assert groups[1] == groups[2] and len(set(groups)) == 4
     assert maj_at_k(groups, [group == 0 for group in groups]) == 0.0
 

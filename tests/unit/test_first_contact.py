@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.cli import build_parser, main
-from r1lab.cli_start import completion_script, let_threads_sleep, welcome
+from r1lab.cli.app import build_parser, main
+from r1lab.cli.start import completion_script, let_threads_sleep, welcome
 from r1lab.pages import page_for, with_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,8 +94,8 @@ def test_the_quickstart_takes_keys_and_goes_on_where_it_was(tmp_path, monkeypatc
     assert main(["quickstart", "--dry-run", "--steps", "5"]) == 0
     assert "would train nano for 5 steps" in capsys.readouterr().out
     calls = []
-    monkeypatch.setattr("r1lab.cli._train", lambda options, _: calls.append(options) or 0)
-    monkeypatch.setattr("r1lab.cli.usable_cores", lambda: 1)
+    monkeypatch.setattr("r1lab.cli.app._train", lambda options, _: calls.append(options) or 0)
+    monkeypatch.setattr("r1lab.cli.app.usable_cores", lambda: 1)
     main(["quickstart", "--name", "mine"])
     (tmp_path / "runs/mine").mkdir(parents=True)
     (tmp_path / "runs/mine/metrics.jsonl").write_text("{}\n")
@@ -109,10 +109,10 @@ def test_the_quickstart_starts_a_process_for_each_core(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
         monkeypatch.setenv(name, "")  # so that it is restored after the test
         monkeypatch.delenv(name)
-    monkeypatch.setattr("r1lab.cli.usable_cores", lambda: 5)
-    monkeypatch.setattr("r1lab.cli.sees_gpu", lambda: False)
+    monkeypatch.setattr("r1lab.cli.app.usable_cores", lambda: 5)
+    monkeypatch.setattr("r1lab.cli.app.sees_gpu", lambda: False)
     started = []
-    monkeypatch.setattr("r1lab.cli.run_on_cpu", lambda *call: started.append(call) or 0)
+    monkeypatch.setattr("r1lab.cli.app.run_on_cpu", lambda *call: started.append(call) or 0)
     main(["quickstart", "--steps", "5"])
     assert started == [(4, ["train", "quickstart", "--steps=5"])]
     assert os.environ["OMP_NUM_THREADS"] == "1"

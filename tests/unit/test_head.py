@@ -17,14 +17,14 @@ from families import FAMILIES, FORWARD_ONLY, peaked_model, random_model
 from test_update import batch_of, policy_of
 from torch import Tensor
 
+from r1lab.config.recipe import AlgorithmSettings, ModelSettings, TrainRecipe
 from r1lab.grpo.logprobs import token_logprobs
-from r1lab.grpo.pieces import check_forward, load_policy, source_of
 from r1lab.grpo.policy import Policy
+from r1lab.grpo.setup import build_rollout_source, check_forward, load_policy
 from r1lab.grpo.step import rl_step
 from r1lab.model.head import OutputHead
 from r1lab.model.load import load_base
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import AlgorithmSettings, ModelSettings, TrainRecipe
 from r1lab.rollout.build import build_sampler
 from r1lab.rollout.source import RolloutSource
 from r1lab.types import Batch, RecipeError, RunStopped
@@ -70,7 +70,7 @@ def test_logprobs_are_those_of_the_models_own_forward(family: str) -> None:
     batch = small_batch(96)
     own = own_logprobs(model, batch)
     algorithm = AlgorithmSettings(kl_coefficient=0.1, num_minibatches=2)
-    remembered = policy.remember(batch, algorithm)
+    remembered = policy.with_old_and_ref_logprobs(batch, algorithm)
     for found in (remembered.logp_old, remembered.logp_ref):
         assert found is not None and torch.allclose(found, own, atol=1e-4)
     check_forward(policy, family)
@@ -147,7 +147,7 @@ def recipe_of(folder: Path, **sampling: Any) -> TrainRecipe:
 def pieces_of(recipe: TrainRecipe, folder: Path) -> tuple[Policy, RolloutSource]:
     policy, tokenizer, _ = load_policy(recipe, Accelerator(cpu=True))
     sampler = build_sampler("transformers", folder, tokenizer, dtype="float32")
-    return policy, source_of(recipe, sampler, tokenizer, policy)
+    return policy, build_rollout_source(recipe, sampler, tokenizer, policy)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "hyperclovax"])
@@ -180,7 +180,7 @@ def test_in_float32_on_a_cpu_a_disagreement_above_rounding_stops_the_first_step(
     recipe = recipe_of(tmp_path)
     policy, source = pieces_of(recipe, other)
     assert folder != other and not source.guard.allow_chance
-    kl, num_tokens = policy.sampler_gap(source.probe())
+    kl, num_tokens = policy.sampler_mismatch(source.probe())
     assert kl is not None and 1e-6 < kl < 1e-2 and num_tokens < 200
     source.start(policy)  # the weights are the trainer's, the configuration is not
     verifiers = Verifiers(recipe.rewards, template=TEMPLATES["plain"])

@@ -185,7 +185,7 @@ def test_old_words_in_code(uses, text, words):
 
 
 @pytest.mark.parametrize(("path", "text", "words"), [
-    ("r1lab/grpo/keeper.py", "", ["keeper"]),
+    ("r1lab/grpo/checkpoint_manager.py", "", ["keeper"]),
     ("r1lab/keeper/__init__.py", "", ["keeper"]),
     ("r1lab/grpo/x.py", "floor\n'the `floor` of a floor'", ["floor", "floor"]),
     ("r1lab/model/x.py", "floor\n'`floor`'", []),

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from r1lab import digests
-from r1lab.digests import changed_inputs, input_digests
-from r1lab.grpo.changes import check_changes
-from r1lab.recipe import (
+from r1lab import hashing as digests
+from r1lab.config.diff import check_changes
+from r1lab.config.recipe import (
     ModelSettings,
     ProblemSettings,
     RewardSettings,
     SourceSettings,
     TrainRecipe,
 )
-from r1lab.recipe_stages import RowsSettings, SftRecipe
+from r1lab.config.stages import RowsSettings, SftRecipe
+from r1lab.hashing import changed_inputs, input_digests
 from r1lab.types import RecipeError
 
 FILES = {

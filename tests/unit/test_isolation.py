@@ -17,14 +17,14 @@ from textwrap import dedent
 import pytest
 from records import COMPACT, completion, problem, rollout
 
-from r1lab.recipe import RewardSettings
-from r1lab.types import Completion, Fault, Outcome, Problem, Verdict
+from r1lab.config.recipe import RewardSettings
+from r1lab.types import Completion, Outcome, Problem, ScoringFailure, Verdict
 from r1lab.verify import (
     IsolatedRunner,
-    Item,
-    Limits,
     Reward,
+    RewardCall,
     RewardError,
+    RewardLimits,
     TrainerState,
     Verifiers,
     load_reward,
@@ -122,10 +122,10 @@ def runner() -> Iterator[IsolatedRunner]:
         yield runner
 
 
-def items(texts: Sequence[str]) -> list[Item]:
+def items(texts: Sequence[str]) -> list[RewardCall]:
     """One problem a response: the answer of each is its place."""
     return [
-        Item(problem(place, answer=str(place)), completion(text), "")
+        RewardCall(problem(place, answer=str(place)), completion(text), "")
         for place, text in enumerate(texts)
     ]
 
@@ -133,7 +133,7 @@ def items(texts: Sequence[str]) -> list[Item]:
 def judge(
     runner: IsolatedRunner, path: str, texts: Sequence[str], *, seconds=30.0, memory_mib=64
 ) -> list[Outcome]:
-    reward = load_reward(path, limits=Limits(seconds, memory_mib))
+    reward = load_reward(path, limits=RewardLimits(seconds, memory_mib))
     return runner.run(reward, items(texts))
 
 
@@ -147,7 +147,7 @@ def check_places(outcomes: Sequence[Outcome], texts: Sequence[str]) -> None:
 
 def kinds(outcomes: Sequence[Outcome], texts: Sequence[str]) -> list[str]:
     return [
-        outcome.kind if isinstance(outcome, Fault) else "verdict"
+        outcome.kind if isinstance(outcome, ScoringFailure) else "verdict"
         for outcome, text in zip(outcomes, texts, strict=True)
         if text != "fine"
     ]
@@ -201,7 +201,9 @@ def test_all_of_them_in_one_batch(runner, write):
 def test_faults_say_what_happened(runner, write):
     path = write(DEEDS)
     deeds = ["loop", "leave", "segfault", "raise"]
-    details = [o.detail for o in judge(runner, path, deeds, seconds=1.0) if isinstance(o, Fault)]
+    details = [
+        o.detail for o in judge(runner, path, deeds, seconds=1.0) if isinstance(o, ScoringFailure)
+    ]
     assert details[0] == "longer than 1 seconds"
     assert details[1] == "the worker died of exit code 0"
     assert details[2] == "the worker died of signal SIGSEGV"
@@ -236,7 +238,7 @@ def test_the_mother_of_the_workers_is_killed(write):
         outcomes = judge(runner, write(DEEDS), texts)
         assert len(outcomes) == len(texts)
         for place, outcome in enumerate(outcomes):  # all workers die of it, whatever they were at
-            crashed = isinstance(outcome, Fault) and outcome.kind == "crash"
+            crashed = isinstance(outcome, ScoringFailure) and outcome.kind == "crash"
             assert crashed or outcome == Verdict(float(place))
         assert judge(runner, write(DEEDS), ["fine"]) == [Verdict(0.0)]
 
@@ -298,7 +300,7 @@ def test_the_records_arrive_whole(runner, write):
     asked = Problem("id", "q", "a", "v", "s", {"level": [1, {"x": None}]})
     said = Completion((5, 6), "t\ud800", "length", 3, "<think>", "th", None, (-0.5, -0.25))
     reward = load_reward(path, {"option": ("a", 1)})
-    (verdict,) = runner.run(reward, [Item(asked, said, "p")])
+    (verdict,) = runner.run(reward, [RewardCall(asked, said, "p")])
     assert verdict == Verdict(1.0, repr((asked, said, ("a", 1))))
 
 
@@ -316,7 +318,7 @@ def test_trls_arguments_and_logs(runner, write):
     )
     state = TrainerState(3, 4)
     pair = [
-        Item(problem(0, metadata={"level": level}), completion(text), "p", state)
+        RewardCall(problem(0, metadata={"level": level}), completion(text), "p", state)
         for level, text in ((1, "one"), (2, "three"))
     ]
     outcomes = runner.run(load_reward(path), pair)
@@ -361,7 +363,7 @@ def test_a_reward_that_is_not_to_be_isolated_runs_here(runner, write):
 
 def test_the_settings_of_a_recipe_are_the_limits(write):
     class Asking:
-        def run(self, reward: Reward, items: Sequence[Item]) -> list[Outcome]:
+        def run(self, reward: Reward, items: Sequence[RewardCall]) -> list[Outcome]:
             return [Verdict(reward.limits.seconds), Verdict(float(reward.limits.memory_mib))]
 
     settings = [RewardSettings(reward=write(DEEDS), seconds=0.5, memory_mib=77)]
@@ -417,7 +419,7 @@ def test_mistakes_are_told_and_the_workers_go_on(runner, write, source, message)
 
 
 def test_metadata_that_cannot_travel(runner, write):
-    item = Item(problem(0, metadata={"f": lambda: 1}), completion("x"), "")
+    item = RewardCall(problem(0, metadata={"f": lambda: 1}), completion("x"), "")
     with pytest.raises(RewardError, match=r"metadata or the options.*isolate: false"):
         runner.run(load_reward(write(DEEDS)), [item])
 
@@ -472,7 +474,7 @@ def test_children_of_a_killed_worker_are_killed(write, tmp_path):
     marker.touch()
     with IsolatedRunner(1) as runner:
         (fault,) = judge(runner, write(LEAVES), [str(marker)], seconds=2.0)
-        assert isinstance(fault, Fault) and fault.kind == "timeout"
+        assert isinstance(fault, ScoringFailure) and fault.kind == "timeout"
         assert eventually(lambda: not holders(marker))
 
 
@@ -557,14 +559,16 @@ def test_hostile_answers_through_a_careless_reward(runner, write, tmp_path):
     )
     hostile = [item for item in hostile_items(canary) if len(item.answer) < 10_000]
     asked = [
-        Item(problem(n, answer=h.gold), completion(f"</think><answer>{h.answer}</answer>"), "")
+        RewardCall(
+            problem(n, answer=h.gold), completion(f"</think><answer>{h.answer}</answer>"), ""
+        )
         for n, h in enumerate(hostile)
     ]
-    outcomes = runner.run(load_reward(path, limits=Limits(0.5, 256)), asked)
+    outcomes = runner.run(load_reward(path, limits=RewardLimits(0.5, 256)), asked)
     assert len(outcomes) == len(hostile)
     for item, outcome in zip(hostile, outcomes, strict=True):
         if item.answer == "9^{9^{9}}":
-            assert isinstance(outcome, Fault), item.name
+            assert isinstance(outcome, ScoringFailure), item.name
         else:
             assert outcome == Verdict(0.0), (item.name, outcome)
     assert not canary.exists()

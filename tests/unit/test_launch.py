@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from r1lab.grpo.lockstep import in_step
+from r1lab.config.recipe import TrainRecipe
+from r1lab.grpo.distributed import equalize_microbatches
 from r1lab.launch import check_launch, cpu_processes, idle_cores
 from r1lab.model.shard import Parts, joined, parts_of
-from r1lab.recipe import TrainRecipe
-from r1lab.rollout.source import dealt_out
+from r1lab.rollout.source import redistribute_state
 from r1lab.types import RecipeError
 
 LAUNCHERS = Path(__file__).parents[2] / "recipes" / "accelerate"
@@ -106,8 +106,8 @@ def test_the_stream_goes_on_in_another_number_of_processes() -> None:
         {"position": 8, "waiting": ["a", "b"], "guard": {}},
         {"position": 14, "waiting": ["c"], "guard": {}},
     ]
-    assert dealt_out(saved, 1, 2) is saved[1]  # as many: each its own
-    dealt = [dealt_out(saved, rank, 4) for rank in range(4)]
+    assert redistribute_state(saved, 1, 2) is saved[1]  # as many: each its own
+    dealt = [redistribute_state(saved, rank, 4) for rank in range(4)]
     # After the furthest, at a place that is the first process's.
     assert [state["position"] for state in dealt] == [16] * 4
     assert [state["waiting"] for state in dealt] == [["a"], ["b"], ["c"], []]
@@ -119,8 +119,8 @@ def test_who_has_fewer_passes_waits_in_step() -> None:
     def total(tensor: torch.Tensor) -> torch.Tensor:
         return tensor + next(others)
 
-    assert list(in_step("a", total)) == ["a", None, None]
-    assert list(in_step("ab", None)) == ["a", "b"]
+    assert list(equalize_microbatches("a", total)) == ["a", None, None]
+    assert list(equalize_microbatches("ab", None)) == ["a", "b"]
 
 
 def test_parts_are_read_by_rows_across_their_seams() -> None:

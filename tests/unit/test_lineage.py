@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from r1lab.cli import main
-from r1lab.digests import artefact_sha256
+from r1lab.cli.app import main
+from r1lab.config.reading import dump_resolved
+from r1lab.config.recipe import ProblemSettings, SourceSettings, TrainRecipe
+from r1lab.hashing import artefact_sha256
 from r1lab.lineage import (
     Figure,
     figures_of,
@@ -20,8 +22,6 @@ from r1lab.lineage import (
     write_lineage,
 )
 from r1lab.model.load import resolve_folder
-from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
-from r1lab.recipe_io import dump_resolved
 from r1lab.run_folder import RunFolder
 from r1lab.types import R1labError
 

@@ -207,7 +207,7 @@ def test_watch_redraws_in_a_terminal(run: RunFolder) -> None:
     add_eval(run, 0, accuracy="mine")
     run.log_metrics(1, {"mine": 0.625})
     run.write_summary({"steps": 1})
-    text = in_a_terminal(f"from r1lab.cli import main; main(['watch', {str(run.path)!r}])")
+    text = in_a_terminal(f"from r1lab.cli.app import main; main(['watch', {str(run.path)!r}])")
     assert "0.625" in text and "ended" in text and "\x1b[" in text
 
 

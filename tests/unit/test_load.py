@@ -10,8 +10,8 @@ import tiny
 import torch
 from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from r1lab.config.recipe import ModelSettings
 from r1lab.model.load import end_tokens, load_base, shipped_models
-from r1lab.recipe import ModelSettings
 from r1lab.types import RecipeError
 
 

@@ -18,7 +18,7 @@ from r1lab.grpo.correction import Correction, correction_weights
 from r1lab.grpo.logprobs import token_logprobs
 from r1lab.grpo.loss import LOSSES, LossStats, denominator, find_loss, policy_loss
 from r1lab.grpo.surrogate import DEFAULTS, LossOptions
-from r1lab.types import Batch, Rollout, Scored
+from r1lab.types import Batch, Rollout, ScoredGroup
 
 VOCABULARY, WIDTH = 11, 6
 
@@ -381,7 +381,7 @@ def assert_same(one: list[Tensor], two: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
-def groups() -> list[Scored]:
+def groups() -> list[ScoredGroup]:
     return [
         scored_group([1.0, 0.0, 0.3], lengths=[4, 2, 7], prompt_len=3, seed=1, vocabulary=11),
         scored_group([1.0, 1.0], lengths=[5, 8], prompt_len=2, seed=2, vocabulary=11),
@@ -389,7 +389,7 @@ def groups() -> list[Scored]:
     ]
 
 
-def packed(scored: list[Scored], name: str, drop: bool = True) -> Batch:
+def packed(scored: list[ScoredGroup], name: str, drop: bool = True) -> Batch:
     advantages = group_advantages(scored, "group_std")
     return pack(scored, advantages, loss=name, max_tokens=10, drop_zero_advantage=drop)
 
@@ -411,7 +411,7 @@ class TestInvariance:
             rollout = group.rollout
             completions = rollout.completions[::-1]
             turned.append(
-                Scored(
+                ScoredGroup(
                     Rollout(rollout.problem, rollout.prompt_token_ids, completions),
                     group.outcomes[::-1],
                 )
@@ -459,9 +459,9 @@ def test_nothing_to_learn_from() -> None:
 def test_names_of_the_recipe_are_those_of_the_table() -> None:
     from typing import get_args
 
+    from r1lab.config.algorithm import LossName
+    from r1lab.config.recipe import AlgorithmSettings
     from r1lab.grpo.advantage import ADVANTAGES as KINDS
-    from r1lab.recipe import AlgorithmSettings
-    from r1lab.recipe_algorithm import LossName
 
     fields = AlgorithmSettings.model_fields
     assert set(get_args(LossName)) == set(LOSSES)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from r1lab.prompts import TEMPLATES
 from r1lab.rewards.math import judge, reward
-from r1lab.rewards.math_grammar import Unreadable
-from r1lab.rewards.math_parser import parse
+from r1lab.rewards.math.grammar import Unreadable
+from r1lab.rewards.math.parser import parse
 from r1lab.types import Completion, Problem, Verdict
 from r1lab.verify.check import as_written
 from r1lab.verify.hostile import hostile_items

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from r1lab.config.reading import load_recipe
 from r1lab.grpo.loss import find_loss, policy_loss
-from r1lab.recipe_io import load_recipe
 from r1lab.types import R1labError, RecipeError
 
 REINFORCE = """

@@ -14,16 +14,16 @@ from test_shared import batch_of, model_of
 from torch import Tensor
 from transformers import AttentionInterface
 
+from r1lab.config.diff import check_changes
+from r1lab.config.reading import load_recipe
+from r1lab.config.recipe import AlgorithmSettings, ModelSettings, OptimizerSettings
 from r1lab.grpo.batch import MicroBatch, microbatches
-from r1lab.grpo.changes import check_changes
 from r1lab.grpo.logprobs import token_logprobs
 from r1lab.grpo.micro_loss import micro_loss
-from r1lab.grpo.packed import causal_blocks, fill_rows, longest, packed_microbatches
 from r1lab.grpo.policy import Policy
+from r1lab.grpo.sequence_packing import causal_blocks, fill_rows, longest, packed_microbatches
 from r1lab.model import attention
 from r1lab.model.load import load_base
-from r1lab.recipe import AlgorithmSettings, ModelSettings, OptimizerSettings
-from r1lab.recipe_io import load_recipe
 from r1lab.types import Batch, RecipeError
 
 ALGORITHM = AlgorithmSettings(num_minibatches=2, kl_coefficient=0.1, tokens_per_microbatch=150)
@@ -184,7 +184,7 @@ def test_a_policy_packs_where_the_kernel_takes_it(
     algorithm = ALGORITHM if kind == "llama" else ALGORITHM.model_copy(
         update={"router_bias_speed": 0.01}
     )  # fmt: skip
-    expected, found = (p.gather_gradient(batch, algorithm) for p in (plain, packed))
+    expected, found = (p.forward_backward(batch, algorithm) for p in (plain, packed))
     assert found.means == pytest.approx(expected.means, rel=1e-4, abs=1e-6)
     assert found.sync_kl == pytest.approx(expected.sync_kl, rel=1e-4)
     assert cosine(gradient_of(packed.model), gradient_of(plain.model)) > 1 - 1e-9

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from r1lab.recipe_io import load_recipe
+from r1lab.config.reading import load_recipe
 from r1lab.report.paper import (
     R1_ZERO_CAP_RAISED_AT,
     R1_ZERO_REFERENCE_EVERY,

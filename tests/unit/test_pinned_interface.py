@@ -26,7 +26,7 @@ RECIPES = ("train", "pretrain", "sft", "sample", "reward-model", "distil", "pipe
 
 def command_line() -> dict[str, Any]:
     """By command, its options (all spellings): what they take, choices, default."""
-    from r1lab.cli import build_parser
+    from r1lab.cli.app import build_parser
 
     (commands,) = (
         action for action in build_parser()._actions
@@ -56,8 +56,8 @@ def _argument(action: argparse.Action) -> dict[str, Any]:
 
 def recipe_schemas() -> dict[str, Any]:
     """By command, the keys of its recipe with default, type and bounds."""
-    from r1lab.cli_stages import COMMANDS, schema_of
-    from r1lab.recipe import PretrainRecipe, TrainRecipe
+    from r1lab.cli.stages import COMMANDS, schema_of
+    from r1lab.config.recipe import PretrainRecipe, TrainRecipe
 
     schemas: dict[str, Any] = {"train": TrainRecipe, "pretrain": PretrainRecipe}
     schemas |= {name: schema_of(name) for name in (*COMMANDS, "pipeline")}

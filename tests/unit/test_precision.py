@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.cli import build_parser
+from r1lab.cli.app import build_parser
+from r1lab.config.recipe import ModelSettings
 from r1lab.precision import fast_precision
-from r1lab.recipe import ModelSettings
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

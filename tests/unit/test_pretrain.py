@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from r1lab.config.recipe import PretrainRecipe
 from r1lab.data.corpus import Corpus, Dials
 from r1lab.model.tokenizer import build_tokenizer
-from r1lab.recipe import PretrainRecipe
 from r1lab.stages import pretrain as stage
 from r1lab.types import RecipeError
 

@@ -7,32 +7,38 @@ import math
 
 import pytest
 
-from r1lab.grpo.prospects import Agreement, Limits, Prospects, figures_of, judge_prospects
-from r1lab.types import Fault, Rollout, Scored, Verdict
+from r1lab.monitor.preflight import (
+    BaselineAgreement,
+    PreflightLimits,
+    Prospects,
+    figures_of,
+    judge_prospects,
+)
+from r1lab.types import Rollout, ScoredGroup, ScoringFailure, Verdict
 from tests.unit.records import completion, problem
 
 ANSWERED, OPEN = " so </think> <answer> 1 </answer>", " so"
-LIMITS = Limits(max_tokens=3, max_model_len=8)
+LIMITS = PreflightLimits(max_tokens=3, max_model_len=8)
 
 
-def group(*members: tuple[str, str, object], prompt: int = 4) -> Scored:
-    """A group of (text, finish reason, right or Fault); the form is worth 0.5."""
+def group(*members: tuple[str, str, object], prompt: int = 4) -> ScoredGroup:
+    """A group of (text, finish reason, right or ScoringFailure); the form is worth 0.5."""
     completions = tuple(completion(text, finish_reason=why) for text, why, _ in members)
     outcomes = tuple(
         right
-        if isinstance(right, Fault)
+        if isinstance(right, ScoringFailure)
         else Verdict(right + 0.5, parts={"accuracy": right, "format": 1.0})
         for _, _, right in members
     )
-    return Scored(Rollout(problem(), tuple(range(prompt)), completions), outcomes)
+    return ScoredGroup(Rollout(problem(), tuple(range(prompt)), completions), outcomes)
 
 
 RIGHT, WRONG = (ANSWERED, "stop", 1.0), (ANSWERED, "stop", 0.0)
 CUT, RAMBLING = (OPEN, "length", 0.0), (ANSWERED, "length", 0.0)
-BROKEN = (ANSWERED, "stop", Fault("timeout"))
+BROKEN = (ANSWERED, "stop", ScoringFailure("timeout"))
 
 
-def prospects(*groups: Scored, **changes) -> Prospects:
+def prospects(*groups: ScoredGroup, **changes) -> Prospects:
     return judge_prospects(groups, **{"accuracy": "accuracy", "limits": LIMITS, **changes})
 
 
@@ -42,7 +48,9 @@ def levels(found: Prospects) -> dict[str, str]:
 
 
 def test_a_healthy_base():
-    found = prospects(group(RIGHT, WRONG), group(WRONG, WRONG), agreement=Agreement(4e-5, 6000))
+    found = prospects(
+        group(RIGHT, WRONG), group(WRONG, WRONG), agreement=BaselineAgreement(4e-5, 6000)
+    )
     assert found.can_learn and found.verdict == "this run can learn"
     assert levels(found) == {}
     assert {p.name for p in found.points} == {
@@ -95,7 +103,7 @@ def test_a_right_form_alone_teaches_no_task():
     """Rewards differ by form, but no answer is right: what would be learnt is the form."""
     ill_formed = Verdict(0.0, parts={"accuracy": 0.0, "format": 0.0})
     base = group(WRONG, WRONG)
-    mixed = Scored(base.rollout, (base.outcomes[0], ill_formed))
+    mixed = ScoredGroup(base.rollout, (base.outcomes[0], ill_formed))
     assert levels(prospects(*[mixed] * 32)) == {"accuracy": "failed"}
 
 
@@ -117,7 +125,7 @@ def test_what_learns_with_reservations(groups, name):
 
 @pytest.mark.parametrize(("kl", "level"), [(1e-3, None), (0.5, "failed"), (math.nan, "failed")])
 def test_agreement(kl, level):
-    found = prospects(group(RIGHT, WRONG), agreement=Agreement(kl, 500))
+    found = prospects(group(RIGHT, WRONG), agreement=BaselineAgreement(kl, 500))
     assert levels(found).get("agreement") == level
 
 

@@ -10,10 +10,10 @@ import tiny
 import torch
 from transformers import LlamaForCausalLM
 
+from r1lab.config.recipe import LoraSettings, ModelSettings
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base
 from r1lab.model.weights import checkpoint_weights, save_checkpoint_folder
-from r1lab.recipe import LoraSettings, ModelSettings
 from r1lab.types import RecipeError
 
 IDS = torch.arange(8, 40).view(2, 16)

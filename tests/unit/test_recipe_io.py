@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.recipe import PretrainRecipe, TrainRecipe
-from r1lab.recipe_io import (
+from r1lab.config.keys import describe
+from r1lab.config.reading import (
     dump_resolved,
     find_recipe,
     load_recipe,
     parse_overrides,
     shipped_recipes,
 )
-from r1lab.recipe_keys import describe
+from r1lab.config.recipe import PretrainRecipe, TrainRecipe
 from r1lab.types import RecipeError
 
 BASE = """\

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from r1lab.recipe import PretrainRecipe, TrainRecipe
-from r1lab.recipe_keys import describe
+from r1lab.config.keys import describe
+from r1lab.config.recipe import PretrainRecipe, TrainRecipe
 
 
 @pytest.mark.parametrize("schema", [TrainRecipe, PretrainRecipe])

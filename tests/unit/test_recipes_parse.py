@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from r1lab.checks import check_run
-from r1lab.cli import main
+from r1lab.cli.app import main
+from r1lab.cli.checks import check_run
+from r1lab.config.reading import dump_resolved, load_recipe, shipped_recipes
+from r1lab.config.recipe import PretrainRecipe
+from r1lab.config.stages import PipelineRecipe
 from r1lab.pipeline.plan import stages_of
+from r1lab.problems.registry import load_mixture, resolve
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import PretrainRecipe
-from r1lab.recipe_io import dump_resolved, load_recipe, shipped_recipes
-from r1lab.recipe_stages import PipelineRecipe
-from r1lab.registry import load_mixture, resolve
 from r1lab.reproduce.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]

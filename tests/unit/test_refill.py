@@ -10,14 +10,14 @@ import torch
 from records import scored_group
 
 from r1lab.grpo.advantage import is_informative
-from r1lab.grpo.refill import Collected, further, refill
-from r1lab.rollout.plain import as_plain, from_plain
-from r1lab.types import Fault, Scored
+from r1lab.grpo.dynamic_sampling import Collected, further, refill
+from r1lab.rollout.serialization import as_plain, from_plain
+from r1lab.types import ScoredGroup, ScoringFailure
 
 WANTED = 8
 
 
-def group(informative: bool, seed: int = 0) -> Scored:
+def group(informative: bool, seed: int = 0) -> ScoredGroup:
     return scored_group([1.0, float(not informative)], seed=seed, logprobs=True)
 
 
@@ -35,7 +35,7 @@ class Engine:
     asked: list[int] = field(default_factory=list)
     meanwhile: list[int] = field(default_factory=list)
     in_flight: list[int] = field(default_factory=list)
-    groups: list[Scored] = field(default_factory=list)
+    groups: list[ScoredGroup] = field(default_factory=list)
 
     def ask(self, count: int) -> None:
         self.asked.append(count)
@@ -46,7 +46,7 @@ class Engine:
             self.in_flight.append(number)
         assert len(self.in_flight) <= WANTED
 
-    def finished(self) -> dict[int, Scored]:
+    def finished(self) -> dict[int, ScoredGroup]:
         assert self.in_flight, "waiting for nothing would never end"
         self.in_flight.sort(reverse=self.last_first)
         done, self.in_flight = self.in_flight[: self.at_once], self.in_flight[self.at_once :]
@@ -142,8 +142,10 @@ def test_how_many_more_are_asked() -> None:
     assert more(missing=0, in_flight=0, useful=8, judged=8) == 0
 
 
-@pytest.mark.parametrize("scores", [[1.0, 0.0], [0.5, None], [Fault("killed", "why"), 1.0]])
-def test_waiting_groups_survive_a_checkpoint(scores: list[float | Fault | None]) -> None:
+@pytest.mark.parametrize(
+    "scores", [[1.0, 0.0], [0.5, None], [ScoringFailure("killed", "why"), 1.0]]
+)
+def test_waiting_groups_survive_a_checkpoint(scores: list[float | ScoringFailure | None]) -> None:
     saved = scored_group(scores, lengths=[4, 2], logprobs=True)
     file = io.BytesIO()
     torch.save([as_plain(saved)], file)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.problems import ProblemMixture
-from r1lab.recipe import ProblemSettings, SourceSettings
-from r1lab.registry import (
+from r1lab.config.recipe import ProblemSettings, SourceSettings
+from r1lab.problems.mixture import ProblemMixture
+from r1lab.problems.registry import (
     find,
     load_mixture,
     load_problems,

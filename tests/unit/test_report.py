@@ -11,13 +11,13 @@ import pytest
 from records import completion, problem
 from rich.console import Console
 
-from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
-from r1lab.recipe_io import dump_resolved
+from r1lab.config.reading import dump_resolved
+from r1lab.config.recipe import ProblemSettings, SourceSettings, TrainRecipe
 from r1lab.report.curves import draw_curves, running_mean
 from r1lab.report.show import show
 from r1lab.report.text import printable
 from r1lab.run_folder import RunFolder
-from r1lab.types import Fault, R1labError, Rollout, Scored, Verdict
+from r1lab.types import R1labError, Rollout, ScoredGroup, ScoringFailure, Verdict
 
 RECIPE = TrainRecipe(
     name="tiny", problems=ProblemSettings(sources=(SourceSettings(source="boxes"),))
@@ -31,13 +31,13 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def group(*texts: str, question: str = "1 + 1", fault: bool = False) -> Scored:
+def group(*texts: str, question: str = "1 + 1", fault: bool = False) -> ScoredGroup:
     completions = tuple(completion(text) for text in texts)
     outcomes = [Verdict(float(i), f"reason {i}", {"accuracy": float(i)}) for i in range(len(texts))]
     if fault:
-        outcomes[-1] = Fault("timeout", "5 s")  # type: ignore[call-overload]
+        outcomes[-1] = ScoringFailure("timeout", "5 s")  # type: ignore[call-overload]
     asked = problem(0, question=question)
-    return Scored(Rollout(asked, (1,), completions), tuple(outcomes))
+    return ScoredGroup(Rollout(asked, (1,), completions), tuple(outcomes))
 
 
 def estimate(value: float) -> dict[str, float]:
@@ -184,9 +184,13 @@ def test_show_tells_right_from_wrong_by_the_part_that_the_run_does(run: RunFolde
     """A reward of one's own, whose score is not 1 for a right answer, and a fault beside it."""
     run.recipe_path.write_text("name: own\nrewards: [{reward: mine.py}, {reward: format}]\n")
     parts: tuple[dict[str, float], ...] = ({"mine": 1.0, "format": 0.0}, {"mine": 0.5}, {})
-    outcomes = [Verdict(0.7, "a", parts[0]), Verdict(1.2, "b", parts[1]), Fault("memory", "64 MiB")]
+    outcomes = [
+        Verdict(0.7, "a", parts[0]),
+        Verdict(1.2, "b", parts[1]),
+        ScoringFailure("memory", "64 MiB"),
+    ]
     completions = tuple(completion(text) for text in ("x", "y", "z"))
-    run.write_rollouts(1, [Scored(Rollout(problem(0), (1,), completions), tuple(outcomes))])
+    run.write_rollouts(1, [ScoredGroup(Rollout(problem(0), (1,), completions), tuple(outcomes))])
     text = shown(run, problem="p0")
     assert "+ score 0.7" in text and "x score 1.2" in text
     assert "mean score 0.95, without 1 that faulted" in text

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from runs import HOSTILE, make_run
 
-from r1lab.cli import main
+from r1lab.cli.app import main
 from r1lab.report.facts import accuracy_part, cost_of, facts_of, figure_of, stopped_by
 from r1lab.report.html import labels_of, write_report
 from r1lab.report.panels import panels_of, reward_parts

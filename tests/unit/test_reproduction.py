@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 from runs import make_run
 
-from r1lab.cli import main
+from r1lab.cli.app import main
+from r1lab.jobs import Task, check_failed, run_tasks
+from r1lab.problems.registry import resolve
 from r1lab.prompts import TEMPLATES
-from r1lab.registry import resolve
 from r1lab.reproduce.campaign import Campaign
 from r1lab.reproduce.draw import draw_experiment
 from r1lab.reproduce.experiment import Criterion, experiment_names, load_experiment
 from r1lab.reproduce.measure import FIGURES, outcome_of
-from r1lab.reproduce.record import Record, read_records, run_record
-from r1lab.tasks import Task, check_failed, run_tasks
+from r1lab.reproduce.record import RunRecord, read_records, run_record
 from r1lab.types import Completion, RecipeError, RunStopped
 
 
-def record(seed: int = 0, end: float = 0.8, **more) -> Record:
+def record(seed: int = 0, end: float = 0.8, **more) -> RunRecord:
     """A made-up run of 20 steps, evaluated every 5."""
     held_out = {
         "pass_at_1": [(0, 0.2), (5, 0.5), (10, 0.7), (15, 0.79), (20, end)],
@@ -33,7 +33,7 @@ def record(seed: int = 0, end: float = 0.8, **more) -> Record:
         "length": [(0, 10.0), (20, 25.0)],
     }
     training = {"length": [(step, 10.0 + step) for step in range(1, 21)]}
-    return Record("zero", seed, 20, 100, 16, held_out, training, **more)
+    return RunRecord("zero", seed, 20, 100, 16, held_out, training, **more)
 
 
 def figure(name: str, of: str, **more) -> float:
@@ -101,7 +101,7 @@ def test_a_record_of_a_run_reads_back_and_is_drawn(tmp_path):
     assert [step for step, _ in made.curve("pass_at_1")] == [0, 3, 6]
     assert len(made.curve("train.checking")) == len(made.curve("train.length")) == 6
     plain = json.loads(json.dumps(made.as_dict()))
-    assert Record.from_dict(plain).as_dict() == plain
+    assert RunRecord.from_dict(plain).as_dict() == plain
     picture = draw_experiment(
         load_experiment("accuracy"), {"zero": [made, made]}, tmp_path / "picture.png"
     )
@@ -155,7 +155,7 @@ def test_tasks_bring_others_and_the_lowest_order_goes_first(tmp_path):
 def test_an_interrupted_campaign_ends_its_processes(tmp_path):
     code = f"""
 import sys
-from r1lab.tasks import Task, run_tasks
+from r1lab.jobs import Task, run_tasks
 from pathlib import Path
 folder = Path({str(tmp_path)!r})
 sleeper = "import time, os; open('started', 'w').write(str(os.getpid())); time.sleep(600)"

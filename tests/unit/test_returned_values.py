@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from r1lab.types import Completion, Fault, Problem, Verdict
-from r1lab.verify import InProcessRunner, IsolatedRunner, Item, load_reward
+from r1lab.types import Completion, Problem, ScoringFailure, Verdict
+from r1lab.verify import InProcessRunner, IsolatedRunner, RewardCall, load_reward
 from r1lab.verify.for_trl import trl_reward
 
 DEEDS = """
@@ -92,7 +92,7 @@ def runner(request):
 
 def items(texts):
     return [
-        Item(Problem(f"p{i}", "?", "1", "math"), Completion((1,), text, "stop", 0), "?")
+        RewardCall(Problem(f"p{i}", "?", "1", "math"), Completion((1,), text, "stop", 0), "?")
         for i, text in enumerate(texts)
     ]
 
@@ -108,7 +108,7 @@ def test_a_fault_of_that_response(tmp_path, runner, error, function):
         if text == "harmless":
             assert isinstance(outcome, Verdict) and outcome.score == 1.0
         else:
-            assert isinstance(outcome, Fault) and outcome.kind == "exception", text
+            assert isinstance(outcome, ScoringFailure) and outcome.kind == "exception", text
 
 
 LISTS = {

@@ -8,7 +8,7 @@ import pytest
 
 from r1lab.data import boxes as boxes_source
 from r1lab.data import derivations
-from r1lab.data.streams import Work
+from r1lab.data.streams import SolutionWriter
 from r1lab.rewards import boxes, derivation, division, language, length
 from r1lab.types import Completion, Problem
 from r1lab.verify.hostile import hostile_items
@@ -119,16 +119,16 @@ def test_derivations_that_do_not(problem, work, answer):
 def test_the_work_of_the_source_is_judged_by_its_slips():
     stream = derivations.load("train")
     for i in range(100):
-        work = Work(random.Random(i))
+        work = SolutionWriter(random.Random(i))
         answer = derivations.solve(stream[i], work)
         assert derivation.reward(stream[i], completion(answer, " ".join(work.lines))).score == 1.0
-        slipped = Work(random.Random(i), slip_rate=1.0)
+        slipped = SolutionWriter(random.Random(i), slip_rate=1.0)
         answer = derivations.solve(stream[i], slipped)
         given = completion(answer, " ".join(slipped.lines))
         assert derivation.reward(stream[i], given).score == 0.0
 
 
-@pytest.mark.parametrize("path", sorted(Path(boxes.__file__).parent.glob("*.py")), ids=str)
+@pytest.mark.parametrize("path", sorted(Path(boxes.__file__).parent.rglob("*.py")), ids=str)
 def test_no_reward_can_evaluate_what_it_reads(path):
     refused = {"eval", "exec", "compile", "__import__", "pickle", "marshal", "sympy", "subprocess",
                "os", "ctypes", "sympify", "parse_expr", "ast", "builtins"}  # fmt: skip

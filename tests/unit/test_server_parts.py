@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from r1lab.recipe import ProblemSettings, SourceSettings, TrainRecipe
-from r1lab.rollout import weights_folder
-from r1lab.rollout.server_app import Gate
-from r1lab.rollout.server_facts import PROTOCOL, Facts, difference, facts_from, is_loopback
-from r1lab.rollout.weights_folder import WeightsFolder, find_version, new_run, read_note
+from r1lab.config.recipe import ProblemSettings, SourceSettings, TrainRecipe
+from r1lab.rollout.server import weights_folder
+from r1lab.rollout.server.app import ReadWriteLock
+from r1lab.rollout.server.info import PROTOCOL, ServerInfo, difference, facts_from, is_loopback
+from r1lab.rollout.server.weights_folder import WeightsFolder, find_version, new_run, read_note
 from r1lab.types import R1labError
 
 # --- the shared folder ---------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_a_note_is_read_where_the_folder_is_the_same(tmp_path, monkeypatch):
 
 # --- facts ---------------------------------------------------------------------------------------
 
-FACTS = Facts(PROTOCOL, "0.1.0", "0.32.0", {"layers": 3}, "v", "float32", 512, 1, ("folder",))
+FACTS = ServerInfo(PROTOCOL, "0.1.0", "0.32.0", {"layers": 3}, "v", "float32", 512, 1, ("folder",))
 OURS: dict[str, Any] = {
     "shape": {"layers": 3}, "vocabulary": "v", "dtype": "float32", "transfer": "folder",
 }  # fmt: skip
@@ -127,21 +127,21 @@ def test_what_is_this_machine_alone(host, own):
 def test_weights_change_while_nobody_samples():
     said: list[str] = []
 
-    async def sample(gate: Gate, name: str, rounds: int) -> None:
+    async def sample(gate: ReadWriteLock, name: str, rounds: int) -> None:
         async with gate.sampling():
             said.append(f"{name} begins")
             for _ in range(rounds):
                 await asyncio.sleep(0)
             said.append(f"{name} ends")
 
-    async def change(gate: Gate) -> None:
+    async def change(gate: ReadWriteLock) -> None:
         async with gate.alone():
             said.append("change begins")
             await asyncio.sleep(0)
             said.append("change ends")
 
     async def all_of_it() -> None:
-        gate = Gate()
+        gate = ReadWriteLock()
         first = [asyncio.create_task(sample(gate, name, 20)) for name in "ab"]
         await asyncio.sleep(0)
         changes = [asyncio.create_task(change(gate)) for _ in range(2)]

@@ -13,11 +13,11 @@ from records import problem
 from torch import Tensor
 from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM
 
-from r1lab.grpo import shared
+from r1lab.grpo import prefix_sharing as shared
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.batch import MicroBatch, microbatches, pack
 from r1lab.grpo.logprobs import token_logprobs
-from r1lab.types import Batch, Completion, Rollout, Scored, Verdict
+from r1lab.types import Batch, Completion, Rollout, ScoredGroup, Verdict
 
 SMALL: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 64, "initializer_range": 0.2}
 
@@ -43,7 +43,7 @@ def batch_of(prompts: tuple[int, ...] = (5, 30, 2), group: int = 6, longest: int
             for row in (tokens(draw.randint(1, longest)) for _ in range(group))
         )
         scores = tuple(Verdict(draw.random()) for _ in completions)
-        groups.append(Scored(Rollout(problem(index), tokens(prompt_len), completions), scores))
+        groups.append(ScoredGroup(Rollout(problem(index), tokens(prompt_len), completions), scores))
     batch = pack(
         groups, group_advantages(groups, "group_std"), loss="token_mean", max_tokens=longest
     )

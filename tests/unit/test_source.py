@@ -8,12 +8,12 @@ import pytest
 import tiny
 import torch
 
+from r1lab.config.recipe import CapRaise, SamplingRecipe
 from r1lab.prompts import TEMPLATES, Template
-from r1lab.recipe import CapRaise, SamplingRecipe
 from r1lab.rollout.build import build_sampler, check_engine
 from r1lab.rollout.restart import RestartingSampler
 from r1lab.rollout.sampler import BatchStream, stream_of
-from r1lab.rollout.source import Agreement, RolloutSource, encode_prompt
+from r1lab.rollout.source import RolloutSource, SyncAgreement, encode_prompt
 from r1lab.types import Completion, Problem, RecipeError, RunStopped, SamplingSettings
 
 
@@ -277,7 +277,7 @@ def test_weights_travel_with_their_version_and_a_missed_sync_stops_the_run():
 def test_disagreement_stops_the_run_when_fresh_samples_confirm_it():
     stream = source(max_sync_kl=1e-3)
     drawn = stream.next(0)
-    assert stream.check_agreement(5e-4, 1000, unasked) == Agreement(5e-4, 1000)
+    assert stream.check_agreement(5e-4, 1000, unasked) == SyncAgreement(5e-4, 1000)
     measured = []
 
     def measure(kl):
@@ -289,7 +289,7 @@ def test_disagreement_stops_the_run_when_fresh_samples_confirm_it():
 
     # Bad luck: the run goes on.
     taken = stream.check_agreement(2e-3, 1000, measure(3e-4))
-    assert taken == Agreement(2e-3, 1000, rechecked=3e-4)
+    assert taken == SyncAgreement(2e-3, 1000, rechecked=3e-4)
     with pytest.raises(RunStopped, match=r"KL 0\.004 .*algorithm\.max_sync_kl"):
         stream.check_agreement(2e-3, 1000, measure(4e-3))
     for rollouts in measured:

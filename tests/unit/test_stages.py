@@ -7,26 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from r1lab.config.reading import load_recipe
+from r1lab.config.recipe import SourceSettings
+from r1lab.config.stages import KeepSettings, PipelineRecipe, RowsSettings
 from r1lab.data import everyday, notation
 from r1lab.data.corpus import documents
 from r1lab.model.tokenizer import build_tokenizer
 from r1lab.pipeline.guard import check_stage, held_out_questions
 from r1lab.pipeline.plan import below, chosen, stages_of
+from r1lab.problems.registry import load_mixture, load_problems, shipped_folder
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import SourceSettings
-from r1lab.recipe_io import load_recipe
-from r1lab.recipe_stages import KeepSettings, PipelineRecipe, RowsSettings
-from r1lab.registry import load_mixture, load_problems, shipped_folder
 from r1lab.stages.rows import encoded_rows, read_rows
 from r1lab.stages.sample import alike, check_names, kept_rows
 from r1lab.types import (
     Completion,
-    Fault,
     Problem,
     RecipeError,
     Rollout,
     RunStopped,
-    Scored,
+    ScoredGroup,
+    ScoringFailure,
     Verdict,
 )
 
@@ -130,7 +130,7 @@ def test_pairs_are_of_training_questions_and_the_better_reply_is_chosen():
 
 
 def test_no_rule_judges_everyday_requests_in_training():
-    from r1lab.recipe import RewardSettings
+    from r1lab.config.recipe import RewardSettings
     from r1lab.verify import Verifiers
 
     judge = Verifiers([RewardSettings(reward="problem")], template=TEMPLATE)
@@ -187,7 +187,7 @@ def test_only_what_follows_the_prompt_is_learnt_and_the_end_with_it():
 
 def group(*pairs):
     completions, outcomes = zip(*pairs, strict=True)
-    return Scored(Rollout(PROBLEM, (1,), completions), outcomes)
+    return ScoredGroup(Rollout(PROBLEM, (1,), completions), outcomes)
 
 
 def right(text, parts=None):
@@ -203,7 +203,7 @@ def test_rejection_keeps_right_answers_that_differ_and_counts_the_rest():
         right(" wrong words here </think> 2", {"accuracy": 0.0, "format": 1.0}),
         right(" no verdict here </think> 2", {"format": 1.0}),
         (completion(" cut", "length"), Verdict(1.1, "", {"accuracy": 1.0, "format": 1.0})),
-        (completion(" killed </think> 1"), Fault("timeout", "5 s")),
+        (completion(" killed </think> 1"), ScoringFailure("timeout", "5 s")),
     )
     why = Counter()
     rows = list(kept_rows(scored, KeepSettings(per_problem=2), TEMPLATE, None, why))

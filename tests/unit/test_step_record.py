@@ -15,9 +15,9 @@ import pytest
 import tiny
 import torch
 
+from r1lab.config.recipe import TrainRecipe
 from r1lab.grpo.policy import Policy
 from r1lab.grpo.trainer import train
-from r1lab.recipe import TrainRecipe
 from r1lab.run_folder import RunFolder
 from r1lab.types import Batch
 
@@ -48,13 +48,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """The batch of each step, as the policy gets it."""
     batches: list[Batch] = []
-    remember = Policy.remember
+    with_old_and_ref_logprobs = Policy.with_old_and_ref_logprobs
 
     def spy(self: Policy, batch: Batch, algorithm: Any) -> Batch:
         batches.append(batch)
-        return remember(self, batch, algorithm)
+        return with_old_and_ref_logprobs(self, batch, algorithm)
 
-    monkeypatch.setattr(Policy, "remember", spy)
+    monkeypatch.setattr(Policy, "with_old_and_ref_logprobs", spy)
     return batches
 
 
@@ -133,13 +133,13 @@ def test_the_optimisers_numbers_are_of_all_updates(
     base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     updates: list[dict[str, float]] = []
-    apply_gradient = Policy.apply_gradient
+    optimizer_step = Policy.optimizer_step
 
     def spy(self: Policy, **options: Any) -> dict[str, float]:
-        updates.append(apply_gradient(self, **options))
+        updates.append(optimizer_step(self, **options))
         return updates[-1]
 
-    monkeypatch.setattr(Policy, "apply_gradient", spy)
+    monkeypatch.setattr(Policy, "optimizer_step", spy)
     folder = run(tmp_path, base, {"num_minibatches": 2, "num_epochs": 2}, steps=2)
     assert len(updates) == 8 and all(update["grad_norm"] > 0 for update in updates)
     for of_step, row in zip((updates[:4], updates[4:]), folder.metrics(), strict=True):

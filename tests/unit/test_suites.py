@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from records import COMPACT, completion, problem
 
+from r1lab.config.recipe import ModelSettings
 from r1lab.data import aime, gsm8k, hendrycks_math, math500
-from r1lab.evaluate.askers import LocalAsker
-from r1lab.evaluate.overlap import overlap
+from r1lab.evaluate.completion_clients import LocalAsker
+from r1lab.evaluate.contamination import overlap
 from r1lab.evaluate.prompting import choose_template, few_shot_template
 from r1lab.evaluate.result import ProblemResult, Sample
-from r1lab.evaluate.store import Store, read_result
+from r1lab.evaluate.result_store import Store, read_result
 from r1lab.evaluate.suites import Suite, find_suites, suite_problems
 from r1lab.evaluate.target import find_target
 from r1lab.model.load import prepare_base
 from r1lab.prompts import Template, last_box
-from r1lab.recipe import ModelSettings
 from r1lab.types import Completion, R1labError
 
 DATASETS = Path(__file__).parents[3] / "shared" / "datasets"

@@ -13,8 +13,8 @@ import pytest
 from pyarrow import parquet
 
 from r1lab.data import hub
-from r1lab.problems import FileProblems, repeated_questions
-from r1lab.tables import read_table, text_of
+from r1lab.problems.mixture import FileProblems, repeated_questions
+from r1lab.problems.tables import read_table, text_of
 
 
 def golds(folder: Path, column: pa.Array) -> list[str]:

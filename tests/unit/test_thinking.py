@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1lab.thinking import Piece, ThinkingSplitter, split_thinking
+from r1lab.thinking import StreamDelta, ThinkingSplitter, split_thinking
 
 RESPONSES = st.lists(
     st.sampled_from(["<think>", "</think>", "<", "</", "thi", "nk>", " ", "\n", "a", "<answer>"]),
@@ -32,7 +32,7 @@ RESPONSES = st.lists(
 def test_a_response_is_taken_apart(
     response: str, opened: bool, thinking: str, content: str
 ) -> None:
-    assert split_thinking(response, opened=opened) == Piece(thinking, content)
+    assert split_thinking(response, opened=opened) == StreamDelta(thinking, content)
 
 
 @given(RESPONSES, st.booleans(), st.randoms(use_true_random=False))
@@ -43,7 +43,7 @@ def test_however_it_is_cut(response: str, opened: bool, random) -> None:
         piece, rest = rest[:length], rest[length:]
         pieces.append(splitter.feed(piece))
     pieces.append(splitter.finish())
-    found = Piece("".join(p.thinking for p in pieces), "".join(p.content for p in pieces))
+    found = StreamDelta("".join(p.thinking for p in pieces), "".join(p.content for p in pieces))
     whole = split_thinking(response, opened=opened)
     # Behind the content nothing is held back, so white space at its end stays.
     assert found.thinking == whole.thinking
@@ -55,10 +55,10 @@ def test_however_it_is_cut(response: str, opened: bool, random) -> None:
 
 def test_nothing_waits_that_can_be_shown() -> None:
     splitter = ThinkingSplitter(opened=True)
-    assert splitter.feed(" red on") == Piece("red on")
-    assert splitter.feed(" <") == Piece()  # may be the tag
-    assert splitter.feed(" blue </think>") == Piece(" < blue")
+    assert splitter.feed(" red on") == StreamDelta("red on")
+    assert splitter.feed(" <") == StreamDelta()  # may be the tag
+    assert splitter.feed(" blue </think>") == StreamDelta(" < blue")
     assert not splitter.in_content
-    assert splitter.feed(" 2") == Piece(content="2")
+    assert splitter.feed(" 2") == StreamDelta(content="2")
     assert splitter.in_content
-    assert splitter.feed(" ") == Piece(content=" ")
+    assert splitter.feed(" ") == StreamDelta(content=" ")

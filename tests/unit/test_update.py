@@ -13,6 +13,14 @@ from records import problem
 from torch import Tensor
 from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM
 
+from r1lab.config.recipe import (
+    AlgorithmSettings,
+    LoraSettings,
+    OptimizerSettings,
+    ProblemSettings,
+    SourceSettings,
+    TrainRecipe,
+)
 from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.batch import microbatches, pack, split
 from r1lab.grpo.micro_loss import micro_loss, old_logprobs
@@ -22,14 +30,6 @@ from r1lab.model.adapters import add_lora
 from r1lab.model.balance import routers
 from r1lab.model.replay import RouterReplay, require_routers, routed_layers
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import (
-    AlgorithmSettings,
-    LoraSettings,
-    OptimizerSettings,
-    ProblemSettings,
-    SourceSettings,
-    TrainRecipe,
-)
 from r1lab.rollout.hf_sampler import TransformersSampler
 from r1lab.types import (
     Batch,
@@ -37,7 +37,7 @@ from r1lab.types import (
     RecipeError,
     Rollout,
     SamplingSettings,
-    Scored,
+    ScoredGroup,
     Verdict,
 )
 
@@ -63,7 +63,7 @@ def policy_of(model: Any, **options: Any) -> Policy:
     )  # fmt: skip
 
 
-def scored_groups(versions: tuple[int, ...] = (0, 0)) -> list[Scored]:
+def scored_groups(versions: tuple[int, ...] = (0, 0)) -> list[ScoredGroup]:
     """A group of four for each version, with log-probs and routed experts that are made up."""
     draw = random.Random(0)
     groups = []
@@ -82,7 +82,7 @@ def scored_groups(versions: tuple[int, ...] = (0, 0)) -> list[Scored]:
                 Completion(tokens, "", "stop", version, logprobs=logprobs, routed_experts=experts)
             )
         scores = tuple(Verdict(float(i % 2) + 0.1 * i) for i in range(4))
-        groups.append(Scored(Rollout(problem(index), prompt, tuple(completions)), scores))
+        groups.append(ScoredGroup(Rollout(problem(index), prompt, tuple(completions)), scores))
     return groups
 
 
@@ -100,10 +100,10 @@ def step(policy: Policy, batch: Batch, algorithm: AlgorithmSettings) -> list[dic
     sources = ProblemSettings(sources=(SourceSettings(source="boxes"),))
     recipe = TrainRecipe(name="x", problems=sources, algorithm=algorithm)
     means = []
-    for part in minibatches(policy, policy.remember(batch, algorithm), recipe):
-        means.append(policy.gather_gradient(part, algorithm).means)
-        policy.apply_gradient(router_bias_speed=algorithm.router_bias_speed)
-    policy.end_step(algorithm.reference_every)
+    for part in minibatches(policy, policy.with_old_and_ref_logprobs(batch, algorithm), recipe):
+        means.append(policy.forward_backward(part, algorithm).means)
+        policy.optimizer_step(router_bias_speed=algorithm.router_bias_speed)
+    policy.advance_version(algorithm.reference_every)
     return means
 
 
@@ -135,18 +135,18 @@ def test_stale_sequences_are_held_against_the_sampler() -> None:
     torch.testing.assert_close(loss, -(weights * spread).sum() / micro.denominator)
     assert (weights - 1).abs().max() > 1e-3
     # Agreement of sampler and trainer is judged on what was sampled under these weights.
-    stats = policy.gather_gradient(batch, AlgorithmSettings())
+    stats = policy.forward_backward(batch, AlgorithmSettings())
     assert stats.num_tokens == int((~stale).sum())
-    fresh_alone = policy.gather_gradient(batch_of((1,)), AlgorithmSettings())
+    fresh_alone = policy.forward_backward(batch_of((1,)), AlgorithmSettings())
     assert fresh_alone.num_tokens > 0 and stats.sync_kl is not None
     everything_stale = replace(batch, stale=torch.ones_like(batch.stale))
-    assert policy.gather_gradient(everything_stale, AlgorithmSettings()).sync_kl is None
+    assert policy.forward_backward(everything_stale, AlgorithmSettings()).sync_kl is None
 
 
 def test_epochs_and_minibatches_remember_the_policy_before_them() -> None:
     algorithm = AlgorithmSettings(num_minibatches=2, num_epochs=3)
     policy = policy_of(v3())
-    batch = policy.remember(batch_of(), algorithm)
+    batch = policy.with_old_and_ref_logprobs(batch_of(), algorithm)
     assert batch.logp_old is not None
     means = step(policy, batch_of(), algorithm)
     assert len(means) == algorithm.updates_per_step == policy.num_updates == 6
@@ -161,7 +161,7 @@ def test_epochs_and_minibatches_remember_the_policy_before_them() -> None:
 
 def test_bnpo_divides_each_minibatch_by_its_own_tokens() -> None:
     groups = [*scored_groups(), scored_groups((0,))[0]]
-    even = Scored(groups[2].rollout, (Verdict(1.0),) * 4)  # no variance: its tokens count
+    even = ScoredGroup(groups[2].rollout, (Verdict(1.0),) * 4)  # no variance: its tokens count
     advantages = group_advantages([*groups[:2], even], "group_std")
     batch = pack(
         [*groups[:2], even], advantages, loss="bnpo", max_tokens=10, drop_zero_advantage=False
@@ -169,7 +169,7 @@ def test_bnpo_divides_each_minibatch_by_its_own_tokens() -> None:
     parts = split(batch, 3, own_denominators=True)
     counts = [float((part.lengths - part.prompt_lens).sum()) for part in parts]
     assert [part.denominator for part in parts] == counts
-    doubled = split(batch, 3, own_denominators=True, sum_over_processes=lambda n: 2 * n)
+    doubled = split(batch, 3, own_denominators=True, all_reduce_sum=lambda n: 2 * n)
     assert [part.denominator for part in doubled] == [2 * count for count in counts]
 
 
@@ -327,7 +327,7 @@ def test_a_real_samplers_choices_are_replayed(tmp_path: Any) -> None:
     )
     groups = sampler.generate(prompts, settings, template=TEMPLATES["plain"])
     scored = [
-        Scored(Rollout(problem(i), prompt, group), tuple(Verdict(float(j)) for j in range(4)))
+        ScoredGroup(Rollout(problem(i), prompt, group), tuple(Verdict(float(j)) for j in range(4)))
         for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
     ]
     advantages = group_advantages(scored, "group_std")
@@ -362,7 +362,7 @@ def test_old_choices_are_replayed_in_later_updates() -> None:
     """R2: after the weights have moved, routing is still that of the forward before."""
     algorithm = AlgorithmSettings(num_epochs=2, router_replay="old")
     policy = policy_of(v3())
-    batch = policy.remember(batch_of(), algorithm)
+    batch = policy.with_old_and_ref_logprobs(batch_of(), algorithm)
     assert batch.experts is not None and (batch.experts >= 0).all()
     with torch.no_grad():
         for router in routers(policy.model):

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.registry import find, resolve
+from r1lab.problems.registry import find, resolve
 from r1lab.types import Completion, Problem, Verdict
-from r1lab.verify import InProcessRunner, IsolatedRunner, Item, load_reward
+from r1lab.verify import InProcessRunner, IsolatedRunner, RewardCall, load_reward
 
 REWARD = "def reward(problem, completion):\n    return value()\n"
-ITEM = Item(Problem("p", "?", "1", "math"), Completion((1,), "1", "stop", 0), "?")
+ITEM = RewardCall(Problem("p", "?", "1", "math"), Completion((1,), "1", "stop", 0), "?")
 
 
 @pytest.fixture(params=["isolated", "in process"])
@@ -135,7 +135,7 @@ def test_objects_travel_to_workers_and_other_processes(tmp_path):
         "    return kind.size if isinstance(kind, Kind) else 0.0\n",
     )
     kind = resolve(str(path), "source")("train")
-    item = Item(Problem("p", "?", "1", "math", metadata={"kind": kind}), ITEM.completion, "?")
+    item = RewardCall(Problem("p", "?", "1", "math", metadata={"kind": kind}), ITEM.completion, "?")
     with IsolatedRunner(1) as isolated:
         (outcome,) = isolated.run(load_reward(str(path)), [item])
     assert isinstance(outcome, Verdict) and outcome.score == 2.0

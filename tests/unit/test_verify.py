@@ -10,12 +10,20 @@ from textwrap import dedent
 import pytest
 from records import COMPACT, problem, rollout
 
+from r1lab.config.recipe import RewardSettings
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe import RewardSettings
-from r1lab.types import Fault, Outcome, R1labError, RecipeError, Rollout, Scored, Verdict
+from r1lab.types import (
+    Outcome,
+    R1labError,
+    RecipeError,
+    Rollout,
+    ScoredGroup,
+    ScoringFailure,
+    Verdict,
+)
 from r1lab.verify import (
-    Item,
     Reward,
+    RewardCall,
     RewardError,
     TrainerState,
     Verifiers,
@@ -23,7 +31,7 @@ from r1lab.verify import (
     load_reward,
 )
 from r1lab.verify.check import respond
-from r1lab.verify.verifiers import TAKEN
+from r1lab.verify.verifiers import RESERVED_METRICS
 
 RIGHT, WRONG = " so </think> <answer> 1 </answer>", " so </think> <answer> 9 </answer>"
 
@@ -62,7 +70,7 @@ def verifiers(*rewards: str | RewardSettings) -> Verifiers:
     return Verifiers(settings, template=COMPACT)
 
 
-def scores(scored: Sequence[Scored]) -> list[list[float | str | None]]:
+def scores(scored: Sequence[ScoredGroup]) -> list[list[float | str | None]]:
     return [
         [o.score if isinstance(o, Verdict) else o.kind for o in group.outcomes] for group in scored
     ]
@@ -92,7 +100,7 @@ def test_trl_columns(write, tmp_path: Path) -> None:
     first, second = problem(0, metadata={"level": 3}), problem(1, metadata={"unit": "cm"})
     groups = [rollout(0, RIGHT, WRONG), rollout(1, "x")]
     items = [
-        Item(p, c, COMPACT.prompt(p.question), TrainerState(7, 9))
+        RewardCall(p, c, COMPACT.prompt(p.question), TrainerState(7, 9))
         for p, group in zip((first, second), groups, strict=True)
         for c in group.completions
     ]
@@ -225,7 +233,7 @@ def test_unknown_verifier_of_a_problem_names_it() -> None:
 def test_nothing_to_score(write) -> None:
     empty = Rollout(problem(0), (1,), ())
     assert verifiers(write(TRL)).score([]) == []
-    assert verifiers(write(TRL)).score([empty]) == [Scored(empty, ())]
+    assert verifiers(write(TRL)).score([empty]) == [ScoredGroup(empty, ())]
 
 
 # -------------------------------------------------------------------------- misbehaviour
@@ -242,9 +250,9 @@ def test_exception_is_a_fault_in_its_place(write) -> None:
         """
     )
     (scored,) = verifiers(single).score([rollout(0, RIGHT, "no end", WRONG)])
-    assert [type(outcome) for outcome in scored.outcomes] == [Verdict, Fault, Verdict]
+    assert [type(outcome) for outcome in scored.outcomes] == [Verdict, ScoringFailure, Verdict]
     fault = scored.outcomes[1]
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, ScoringFailure)
     assert fault.kind == "exception"
     assert fault.detail.startswith("mine: ZeroDivisionError: ")
     assert fault.detail.endswith("mine.py, line 2)")
@@ -258,14 +266,14 @@ def test_exception_in_a_batch_costs_only_those_that_raise(write) -> None:
         """
     )
     (scored,) = verifiers(batched).score([rollout(0, RIGHT, "no end", WRONG)])
-    assert [type(outcome) for outcome in scored.outcomes] == [Verdict, Fault, Verdict]
+    assert [type(outcome) for outcome in scored.outcomes] == [Verdict, ScoringFailure, Verdict]
 
 
 def test_fault_in_one_reward_is_the_outcome(write) -> None:
     bad = write("def reward(problem, completion):\n    raise KeyError('x')\n", "bad.py")
     (scored,) = verifiers(write(EXACT), bad).score([rollout(0, RIGHT)])
     (fault,) = scored.outcomes
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, ScoringFailure)
     assert fault.detail.startswith("bad: KeyError: 'x'")
 
 
@@ -325,7 +333,7 @@ def test_figures_of_rewards_clash_with_no_other(write) -> None:
         "length_reward", "reward_reward", "accuracy_2", "brevity", "accuracy", "length_2"
     )  # fmt: skip
     assert several.accuracy == "accuracy"
-    assert not TAKEN & set(several.figures)
+    assert not RESERVED_METRICS & set(several.figures)
 
 
 # ----------------------------------------------------------------------------- runners
@@ -335,9 +343,11 @@ def test_a_runner_decides_where_rewards_run(write) -> None:
     class Refusing:
         """Stands for a wall that gives up on every second item."""
 
-        def run(self, reward: Reward, items: Sequence[Item]) -> list[Outcome]:
+        def run(self, reward: Reward, items: Sequence[RewardCall]) -> list[Outcome]:
             done = call_reward(pickle.loads(pickle.dumps(reward)), items)
-            return [Fault("timeout") if i % 2 else outcome for i, outcome in enumerate(done)]
+            return [
+                ScoringFailure("timeout") if i % 2 else outcome for i, outcome in enumerate(done)
+            ]
 
     walled = Verifiers([RewardSettings(reward=write(EXACT))], template=COMPACT, runner=Refusing())
     result = walled.score([rollout(0, RIGHT, WRONG), rollout(0, RIGHT)])

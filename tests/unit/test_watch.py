@@ -9,11 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from r1lab.grpo.grader import FIGURES, Grader
-from r1lab.grpo.watch import Watcher
+from r1lab.config.alarms import SecondGrader, WatchSettings
+from r1lab.monitor.alarms import AlarmMonitor
+from r1lab.monitor.second_grader import FIGURES, Grader
 from r1lab.prompts import TEMPLATES
-from r1lab.recipe_watch import SecondGrader, WatchSettings
-from r1lab.types import Completion, Fault, Problem, RecipeError, Rollout, Scored, Verdict
+from r1lab.types import (
+    Completion,
+    Problem,
+    RecipeError,
+    Rollout,
+    ScoredGroup,
+    ScoringFailure,
+    Verdict,
+)
 from r1lab.verify import InProcessRunner
 
 HEALTHY = {
@@ -37,7 +45,7 @@ def series(**columns: list[float | None]) -> list[dict[str, float | None]]:
 
 def heard(lines, **settings) -> list[tuple[int, str]]:
     """(step, alarm) of all warnings over the lines."""
-    watcher = Watcher(WatchSettings(**{**GRADED, **settings}))
+    watcher = AlarmMonitor(WatchSettings(**{**GRADED, **settings}))
     return [(warned.step, warned.alarm) for line in lines for warned in watcher.see(line)]
 
 
@@ -131,7 +139,7 @@ def test_low_entropy_is_no_fault_once_it_is_solved():
 
 def test_what_it_says_of_groups_without_variance_depends_on_the_cause():
     def said(accuracy: float) -> str:
-        watcher = Watcher(WatchSettings())
+        watcher = AlarmMonitor(WatchSettings())
         lines = series(zero_variance=[1.0] * 10, accuracy=[accuracy] * 10)
         (warned,) = [w for line in lines for w in watcher.see(line)]
         return warned.text
@@ -174,7 +182,7 @@ def test_a_resumed_watcher_says_what_the_uninterrupted_one_says(seed):
     whole = heard(lines)
     assert len(whole) > 2, "nothing to compare"
     for cut in range(0, 60, 7):
-        resumed = Watcher(WatchSettings(**GRADED))
+        resumed = AlarmMonitor(WatchSettings(**GRADED))
         resumed.replay(json.loads(json.dumps(lines[:cut])))
         after = [(w.step, w.alarm) for line in lines[cut:] for w in resumed.see(line)]
         assert after == [event for event in whole if event[0] > cut]
@@ -192,14 +200,14 @@ def test_alarms_can_be_set_and_switched_off():
 def test_only_an_alarm_that_is_to_stop_the_run_stops_it():
     for stop in (False, True):
         settings = WatchSettings(truncation={"stop": stop, "steps": 1})
-        (warned,) = Watcher(settings).see(series(truncated=[1.0])[0])
+        (warned,) = AlarmMonitor(settings).see(series(truncated=[1.0])[0])
         assert warned.stop is stop is settings.may_stop
     assert WatchSettings(grader={"reward": "problem", "stop": True}).may_stop
 
 
 def test_the_figure_that_tells_right_from_wrong_has_the_recipes_name():
     lines = [{"step": i + 1, "boxes": 0.0} for i in range(10)]
-    watcher = Watcher(WatchSettings(), accuracy="boxes")
+    watcher = AlarmMonitor(WatchSettings(), accuracy="boxes")
     warnings = [w for line in lines for w in watcher.see(line)]
     assert [(w.step, w.alarm) for w in warnings] == [(10, "reward_dead")]
     assert "boxes is at 0" in warnings[0].text
@@ -208,16 +216,16 @@ def test_the_figure_that_tells_right_from_wrong_has_the_recipes_name():
 # --- the second grader ---
 
 
-def scored(index: int, answer: str, training: float | None) -> Scored:
+def scored(index: int, answer: str, training: float | None) -> ScoredGroup:
     """A problem whose answer is `index`, one response, and what the training reward made of it."""
     problem = Problem(str(index), "q", str(index), "boxes")
     completion = Completion((1,), "", "stop", 0, answer=answer)
     outcome = (
-        Fault("timeout")
+        ScoringFailure("timeout")
         if training is None
         else Verdict(training, parts={"accuracy": training, "format": 1.0})
     )
-    return Scored(Rollout(problem, (1,), (completion,)), (outcome,))
+    return ScoredGroup(Rollout(problem, (1,), (completion,)), (outcome,))
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
+from r1lab.config.recipe import LoraSettings, ModelSettings
 from r1lab.model.adapters import add_lora
 from r1lab.model.load import load_base, load_model
 from r1lab.model.weights import checkpoint_weights, save_checkpoint_folder
-from r1lab.recipe import LoraSettings, ModelSettings
 from r1lab.types import RecipeError
 
 IDS = tiny.sequences()[:4, :20]
