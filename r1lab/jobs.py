@@ -17,7 +17,7 @@ from pathlib import Path
 
 from r1lab.types import RunStopped
 
-Say = Callable[[str], None]
+LogLine = Callable[[str], None]
 Then = Callable[["Task"], "Iterable[Task]"]
 _TURN = 0.5  # seconds between looks at the processes
 
@@ -42,7 +42,7 @@ class Task:
 
 
 def run_tasks(
-    tasks: Iterable[Task], *, jobs: int, threads: int, say: Say, then: Then | None = None
+    tasks: Iterable[Task], *, jobs: int, threads: int, say: LogLine, then: Then | None = None
 ) -> list[Task]:
     """Run what is not done yet, `jobs` side by side with so many threads each; those that failed.
 

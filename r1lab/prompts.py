@@ -16,8 +16,11 @@ Source of the form: DeepSeek-R1 (arXiv 2501.12948), Table 1: the model thinks in
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+Encode = Callable[[str], Sequence[int]]  # text -> token ids
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"

@@ -19,16 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1lab import (
-    __version__,
-    cli_eval,
-    cli_models,
-    cli_report,
-    cli_reproduce,
-    cli_rewards,
-    cli_stages,
-    cli_start,
-)
+from r1lab import __version__
+from r1lab.cli import evaluate, models, report, reproduce, rewards, stages, start
 from r1lab.cli.arguments import Parser, whole
 from r1lab.cli.doctor import add_doctor_options, doctor
 from r1lab.cli.estimate import add_estimate_options, estimate, print_brief
@@ -94,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if not arguments:
-        print(cli_start.welcome(Path()), end="")
+        print(start.welcome(Path()), end="")
         return 0
     parser = build_parser()
     known = _options(parser, arguments)
@@ -160,9 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _commands() -> dict[str, Entry]:
     """By name, in the order in which help lists them: what is called, in a line, its arguments."""
-    stages: dict[str, Entry] = {
-        name: (cli_stages.run_stage, summary, (_add_recipe,))
-        for name, summary in cli_stages.COMMANDS.items()
+    stage_commands: dict[str, Entry] = {
+        name: (stages.run_stage, summary, (_add_recipe,))
+        for name, summary in stages.COMMANDS.items()
     }
     return {
         "train": (
@@ -172,51 +164,51 @@ def _commands() -> dict[str, Entry]:
             _quickstart, "train the small base that ships, to a rising curve",
             (_add_quickstart_options,),
         ),
-        "eval": (cli_eval.evaluate, "score a model on a suite", (cli_eval.add_eval_options,)),
+        "eval": (evaluate.evaluate, "score a model on a suite", (evaluate.add_eval_options,)),
         "compare": (
-            cli_eval.compare, "set results of r1lab eval against each other",
-            (cli_eval.add_compare_options,),
+            evaluate.compare, "set results of r1lab eval against each other",
+            (evaluate.add_compare_options,),
         ),
         "lineage": (
-            cli_models.lineage, "say what a model was made from", (cli_models.add_lineage_options,)
+            models.lineage, "say what a model was made from", (models.add_lineage_options,)
         ),
         "export": (
-            cli_models.export, "write a model as an ordinary Hugging Face folder",
-            (cli_models.add_export_options,),
+            models.export, "write a model as an ordinary Hugging Face folder",
+            (models.add_export_options,),
         ),
         "serve": (
-            cli_models.serve, "serve a model over OpenAI's protocol, with vLLM",
-            (cli_models.add_serve_options,),
+            models.serve, "serve a model over OpenAI's protocol, with vLLM",
+            (models.add_serve_options,),
         ),
         "chat": (
-            cli_models.chat, "talk to a model in the terminal", (cli_models.add_chat_options,)
+            models.chat, "talk to a model in the terminal", (models.add_chat_options,)
         ),
         "estimate": (
             estimate, "say what a run needs: memory, time and cost, before it",
             (add_estimate_options,),
         ),
         "pretrain": (_pretrain, "pre-train a small base from nothing", (_add_recipe,)),
-        **stages,
+        **stage_commands,
         "pipeline": (
-            cli_stages.pipeline, "run stages that hand on models and rows",
-            (_add_recipe, cli_stages.add_pipeline_options),
+            stages.pipeline, "run stages that hand on models and rows",
+            (_add_recipe, stages.add_pipeline_options),
         ),
         "show": (_show, "read the samples of a run in the terminal", (_add_show_options,)),
         "report": (
-            cli_report.report, "write a page of one run or several",
-            (cli_report.add_report_options,),
+            report.report, "write a page of one run or several",
+            (report.add_report_options,),
         ),
         "reproduce": (
-            cli_reproduce.reproduce, "reproduce the papers' curves",
-            (cli_reproduce.add_reproduce_options,),
+            reproduce.reproduce, "reproduce the papers' curves",
+            (reproduce.add_reproduce_options,),
         ),
-        "watch": (cli_report.watch, "follow a run while it goes", (cli_report.add_watch_options,)),
+        "watch": (report.watch, "follow a run while it goes", (report.add_watch_options,)),
         "verify": (
-            cli_rewards.verify, "check a reward without a model", (cli_rewards.add_verify_options,)
+            rewards.verify, "check a reward without a model", (rewards.add_verify_options,)
         ),
         "new": (
-            cli_rewards.new, "write a reward of your own, to begin with",
-            (cli_rewards.add_new_options,),
+            rewards.new, "write a reward of your own, to begin with",
+            (rewards.add_new_options,),
         ),
         "serve-sampler": (
             serve_sampler, "serve a model that samples for training runs", (add_server_options,)
@@ -227,7 +219,7 @@ def _commands() -> dict[str, Entry]:
         ),
         "completion": (
             _completion, "write a script that completes r1lab in your shell",
-            (cli_start.add_completion_options,),
+            (start.add_completion_options,),
         ),
     }  # fmt: skip
 
@@ -286,8 +278,8 @@ class _PrintKeys(argparse.Action):
 
         schema: type[BaseModel]
         command = parser.prog.rpartition(" ")[2]
-        if command in (*cli_stages.COMMANDS, "pipeline"):
-            schema = cli_stages.schema_of(command)
+        if command in (*stages.COMMANDS, "pipeline"):
+            schema = stages.schema_of(command)
         else:
             schema = PretrainRecipe if command == "pretrain" else TrainRecipe
         rows = describe(schema)
@@ -387,7 +379,7 @@ def _quickstart(options: argparse.Namespace, overrides: list[Override]) -> int:
         recipe = load_recipe("quickstart", overrides, schema=TrainRecipe)
         _check(recipe, dry_run=False)  # bad input is one line here, before there are processes
         processes = cpu_processes(recipe, cores)
-    cli_start.let_threads_sleep(cores // processes)
+    start.let_threads_sleep(cores // processes)
     if processes == 1:
         return _train(options, overrides)
     arguments = ["train", "quickstart", *(f"--{key}={text}" for key, text in overrides)]
@@ -396,7 +388,7 @@ def _quickstart(options: argparse.Namespace, overrides: list[Override]) -> int:
 
 
 def _completion(options: argparse.Namespace, overrides: list[Override]) -> int:
-    print(cli_start.completion_script(build_parser(), options.shell))
+    print(start.completion_script(build_parser(), options.shell))
     return 0
 
 

@@ -117,7 +117,7 @@ def evaluate(options: argparse.Namespace, overrides: list[Override]) -> int:
         for line in prepare_target(target, chosen):
             print(line)
         return 0
-    progress = _Progress()
+    progress = _EvalProgress()
     try:
         done = evaluate_target(target, chosen, progress)
     finally:
@@ -168,7 +168,7 @@ def compare(options: argparse.Namespace, _: object) -> int:
     return 0
 
 
-class _Progress:
+class _EvalProgress:
     """A bar in a terminal, a line for each chunk elsewhere."""
 
     def __init__(self) -> None:

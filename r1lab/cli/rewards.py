@@ -97,7 +97,7 @@ def verify(options: argparse.Namespace, _: object) -> int:
     rewards.of(problems[0])
     runner = InProcessRunner() if options.no_isolate else IsolatedRunner()
     try:
-        with _Progress() as progress:
+        with _VerifyProgress() as progress:
             report = check_reward(
                 rewards.of, problems, TEMPLATES[options.template], runner, full=options.full,
                 say=progress,
@@ -110,7 +110,7 @@ def verify(options: argparse.Namespace, _: object) -> int:
     return 0 if report.passed else CHECK_FAILED
 
 
-class _Progress:
+class _VerifyProgress:
     """Lines on stderr while a reward is tried: after a second, then at doubling intervals.
 
     A thread says them, so that a reward that hangs at the first response is no silence.
@@ -125,7 +125,7 @@ class _Progress:
     def __call__(self, done: int, total: int) -> None:
         self._done, self._total = done, total
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> _VerifyProgress:
         self._thread.start()
         return self
 

@@ -30,7 +30,7 @@ class YamlFault(ValueError):
 def parse(text: str) -> Any:
     """The value that a text stands for; raises YamlFault."""
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_YamlLoader)
     except RecursionError:
         raise YamlFault("not YAML: it is nested too deeply") from None
     except yaml.MarkedYAMLError as error:
@@ -50,7 +50,7 @@ def parse(text: str) -> Any:
 
 def find(text: str, place: Sequence[str | int]) -> tuple[int, int]:
     """How many parts of a place stand in a text that parses, and the line of the last of these."""
-    node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    node: yaml.Node | None = yaml.compose(text, Loader=_YamlLoader)
     depth, line = 0, 1
     for part in place:
         if isinstance(node, yaml.MappingNode):
@@ -66,7 +66,7 @@ def find(text: str, place: Sequence[str | int]) -> tuple[int, int]:
     return depth, line
 
 
-class _Loader(yaml.SafeLoader):
+class _YamlLoader(yaml.SafeLoader):
     """Safe YAML with the scalars of YAML 1.2's core schema, and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
-def _number(_: _Loader, node: yaml.ScalarNode) -> int | float:
+def _number(_: _YamlLoader, node: yaml.ScalarNode) -> int | float:
     text = node.value.replace("_", "").lower()
     try:
         if not node.tag.endswith(":int"):
@@ -93,7 +93,7 @@ def _number(_: _Loader, node: yaml.ScalarNode) -> int | float:
         raise YamlFault(f"{text[:40]!r} is no number that can be", _line(node)) from None
 
 
-def _truth(_: _Loader, node: yaml.ScalarNode) -> bool:
+def _truth(_: _YamlLoader, node: yaml.ScalarNode) -> bool:
     if node.value.lower() not in ("true", "false"):
         raise YamlFault(f"{node.value[:40]!r} is not true or false", _line(node))
     return bool(node.value.lower() == "true")
@@ -132,4 +132,4 @@ def _fill(loader: Any) -> None:
     loader.add_constructor(None, yaml.SafeLoader.construct_undefined)
 
 
-_fill(_Loader)
+_fill(_YamlLoader)

@@ -74,7 +74,7 @@ class SourceSettings(Section):
 
 
 class CurriculumSettings(Section):
-    """Samples levels by how often they are solved (`r1lab.problems.curriculum`; arXiv 2501.12599)."""
+    """Sampling of levels by how often they are solved (`problems.curriculum`; arXiv 2501.12599)."""
 
     by: Name = Field(
         "source",

@@ -20,8 +20,7 @@ from dataclasses import dataclass, replace
 from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Any, Protocol
 
-from r1lab.evaluate.prompting import Encode
-from r1lab.prompts import THINK_CLOSE, THINK_OPEN, Template
+from r1lab.prompts import THINK_CLOSE, THINK_OPEN, Encode, Template
 from r1lab.rollout.sampler import Sampler
 from r1lab.types import Completion, FinishReason, Problem, R1labError, Rollout, SamplingSettings
 

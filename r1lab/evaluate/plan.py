@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from r1lab.config.recipe import RewardSettings, TrainRecipe
 from r1lab.evaluate.completion_clients import ServerAsker
 from r1lab.evaluate.prompting import (
-    Encode,
     check_prompts,
     choose_template,
     form_of,
@@ -25,7 +24,7 @@ from r1lab.evaluate.suites import Suite, find_suites, suite_problems
 from r1lab.evaluate.target import Target, model_settings
 from r1lab.model.load import prepare_base
 from r1lab.problems.registry import load_mixture
-from r1lab.prompts import TEMPLATES, Template
+from r1lab.prompts import TEMPLATES, Encode, Template
 from r1lab.rollout.limits import keeps_what_fits
 from r1lab.types import Problem, R1labError, SamplingSettings
 from r1lab.verify import load_reward

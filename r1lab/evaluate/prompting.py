@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from r1lab.evaluate.suites import Suite, few_shots, solved
 from r1lab.evaluate.target import Target
 from r1lab.hints import nearest
 from r1lab.lineage import read_lineage
-from r1lab.prompts import TEMPLATES, THINK_OPEN, AnswerPlace, Template
+from r1lab.prompts import TEMPLATES, THINK_OPEN, AnswerPlace, Encode, Template
 from r1lab.types import Problem, R1labError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _ASKED_FOR = {
     "tags": "Please reason step by step inside <think> </think>, and put your final answer inside "
     "<answer> </answer>.",
 }
-Encode = Callable[[str], Sequence[int]]
 
 
 def choose_template(

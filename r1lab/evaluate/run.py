@@ -7,7 +7,7 @@ one `score` call judges it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from r1lab.evaluate.answer_clusters import answer_groups, is_readable
 from r1lab.evaluate.estimators import maj_at_k, pass_at_k
 from r1lab.evaluate.intervals import LEVEL, Estimate, bootstrap
 from r1lab.evaluate.result import MAX_FAULT_SHARE, EvalResult, ProblemResult, Sample, Scores
-from r1lab.prompts import Template, read_response
+from r1lab.prompts import Encode, Template, read_response
 from r1lab.rollout.sampler import Sampler
 from r1lab.types import (
     Completion,
@@ -30,8 +30,6 @@ from r1lab.types import (
     ScoringFailure,
 )
 from r1lab.verify import Verifiers
-
-Encode = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)

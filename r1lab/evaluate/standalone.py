@@ -36,11 +36,11 @@ from r1lab.verify import IsolatedRunner, Verifiers
 
 SAMPLES_AT_ONCE = 128  # of a chunk: enough to keep a sampler busy, few enough to lose
 
-Say = Callable[[str, int, int], None]  # suite, samples there are, samples in all
+OnProgress = Callable[[str, int, int], None]  # suite, samples there are, samples in all
 
 
 def evaluate_target(
-    target: Target, options: EvalOptions, say: Say = lambda suite, done, total: None
+    target: Target, options: EvalOptions, say: OnProgress = lambda suite, done, total: None
 ) -> list[tuple[Path, dict[str, Any]]]:
     """Score the target on every suite; (file, result) of each. Raises R1labError.
 
@@ -86,7 +86,7 @@ class _Session:
         self._sampler: Sampler | None = None
 
     def score(
-        self, suite: Prepared, store: Store, runner: IsolatedRunner, say: Say
+        self, suite: Prepared, store: Store, runner: IsolatedRunner, say: OnProgress
     ) -> dict[str, Any]:
         """Ask and judge what an earlier call has not; the result is in the store then."""
         verifiers = Verifiers(suite.rewards, template=suite.template, runner=runner)

@@ -14,7 +14,7 @@ import torch
 
 from r1lab.grpo.batch import AllReduceSum, MicroBatch
 
-Pass = TypeVar("Item")
+Pass = TypeVar("Pass")
 
 
 def equalize_microbatches(

@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from r1lab.config.stages import PipelineRecipe
-from r1lab.jobs import Task, check_failed, run_tasks
+from r1lab.jobs import LogLine, Task, check_failed, run_tasks
 from r1lab.lineage import write_lineage
 from r1lab.pipeline.guard import check_stage, held_out_questions
 from r1lab.pipeline.measure import (
@@ -30,8 +30,6 @@ from r1lab.pipeline.measure import (
 from r1lab.pipeline.plan import Stage, read_json
 from r1lab.types import RunStopped
 
-Say = Callable[[str], None]
-
 
 @dataclass
 class PipelineRun:
@@ -41,7 +39,7 @@ class PipelineRun:
     stages: Sequence[Stage]
     again: set[str] = field(default_factory=set)
     jobs: int = 1
-    say: Say = print
+    say: LogLine = print
     _held_out: set[str] | None = None
     _begun: set[str] = field(default_factory=set)
 

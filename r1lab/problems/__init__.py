@@ -1,1 +1,1 @@
-"""Problem streams and mixtures, the curriculum, tables, the hub, and what a recipe names by path."""
+"""Problem streams, mixtures, the curriculum, tables, the hub, and what a recipe names by path."""

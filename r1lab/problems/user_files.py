@@ -47,7 +47,7 @@ def _unquoted(text: str) -> str:
     return text.replace("%2E", ".").replace("%25", "%")
 
 
-class _Loader(SourceFileLoader):
+class _SiblingLoader(SourceFileLoader):
     """Gives a module an import statement of its own: Python takes it from `__builtins__`."""
 
     def exec_module(self, module: ModuleType) -> None:
@@ -75,11 +75,11 @@ def _spec(fullname: str, folders: list[str]) -> ModuleSpec | None:
         file = os.path.join(folder, f"{_unquoted(fullname.rpartition('.')[2])}.py")
         if os.path.isfile(file):
             return importlib.util.spec_from_file_location(
-                fullname, file, loader=_Loader(fullname, file)
+                fullname, file, loader=_SiblingLoader(fullname, file)
             )
     spec = PathFinder.find_spec(fullname, folders)
     if spec is not None and type(spec.loader) is SourceFileLoader:
-        spec.loader = _Loader(fullname, spec.loader.path)
+        spec.loader = _SiblingLoader(fullname, spec.loader.path)
     return spec
 
 
@@ -136,7 +136,7 @@ def _run_init(package: ModuleType) -> None:
     path = os.path.join(folder, "__init__.py")
     if os.path.isfile(path) and vars(package).get("__file__") is None:
         package.__file__ = path
-        _Loader(package.__name__, path).exec_module(package)
+        _SiblingLoader(package.__name__, path).exec_module(package)
 
 
 sys.meta_path.insert(0, _Finder())

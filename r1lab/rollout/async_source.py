@@ -47,7 +47,7 @@ from r1lab.types import Rollout, RunStopped
 if TYPE_CHECKING:
     import torch
 
-Produced = TypeVar("Result")
+Produced = TypeVar("Produced")
 
 _PROBE_QUESTIONS = 4
 _PROBE_TOKENS = 64  # of a response: long ones would cost a step's time and tell no more

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from r1lab.prompts import Template
+from r1lab.prompts import Encode, Template
 from r1lab.types import Problem, RecipeError
 
 if TYPE_CHECKING:
     from r1lab.config.recipe import ProblemSettings
 
-Encode = Callable[[str], Sequence[int]]
 
 Keep = Callable[[Problem], bool]
 

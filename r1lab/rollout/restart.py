@@ -8,25 +8,17 @@ it stood: what was added in between comes at the same places.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from r1lab.prompts import Template
-from r1lab.rollout.sampler import GroupStream, Sampler, stream_of
+from r1lab.rollout.sampler import GroupStream, Sampler, WeightSource, stream_of
 from r1lab.shortages import is_out_of_memory
 from r1lab.types import Completion, InfrastructureError, R1labError, SamplingSettings
 
 if TYPE_CHECKING:
     import torch
 
-Returned = TypeVar("Result")
-
-
-class Weights(Protocol):
-    """What weights are taken from: the policy."""
-
-    version: int
-
-    def checkpoint_weights(self) -> Iterable[tuple[str, torch.Tensor]]: ...
+Returned = TypeVar("Returned")
 
 
 class RestartingSampler:
@@ -34,14 +26,14 @@ class RestartingSampler:
 
     A call that fails is repeated once, on a new engine with the current `weights`; `on_restart`
     hears of it. With `can_restart` False (several processes, whose engines start together) the
-    first failure is the last: it raises InfrastructureError. A sync that fails on the new engine too
-    raises it at the next call only, so that the update before it is not lost with the engine.
+    first failure is the last: it raises InfrastructureError. If a sync fails on the new engine
+    too, only the next call raises it, so that the update before it is not lost with the engine.
     """
 
     def __init__(
         self,
         build: Callable[[], Sampler],
-        weights: Weights,
+        weights: WeightSource,
         *,
         can_restart: bool = True,
         on_restart: Callable[[str], None] = lambda cause: None,

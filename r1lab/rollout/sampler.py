@@ -53,6 +53,14 @@ class Sampler(Protocol):
         ...
 
 
+class WeightSource(Protocol):
+    """What weights are sent from: the policy."""
+
+    version: int
+
+    def checkpoint_weights(self) -> Iterable[tuple[str, torch.Tensor]]: ...
+
+
 class GroupStream(Protocol):
     """Groups that come back as they finish, while further prompts may be added.
 

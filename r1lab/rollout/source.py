@@ -7,7 +7,7 @@ with the same rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +16,7 @@ from r1lab.problems.curriculum import Curriculum
 from r1lab.prompts import Template
 from r1lab.rollout.agreement import SyncGuard
 from r1lab.rollout.limits import check_fit
-from r1lab.rollout.sampler import GroupStream, Sampler, seed_of, stream_of
+from r1lab.rollout.sampler import GroupStream, Sampler, WeightSource, seed_of, stream_of
 from r1lab.rollout.serialization import as_plain, from_plain
 from r1lab.types import (
     Completion,
@@ -30,7 +30,6 @@ from r1lab.types import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 
@@ -54,14 +53,6 @@ class Problems(Protocol):
     """Endless problems by index, as `r1lab.problems.mixture` makes them."""
 
     def __getitem__(self, index: int) -> Problem: ...
-
-
-class Weights(Protocol):
-    """What weights are taken from: the policy."""
-
-    version: int
-
-    def checkpoint_weights(self) -> Iterable[tuple[str, torch.Tensor]]: ...
 
 
 class RolloutSource:
@@ -107,7 +98,7 @@ class RolloutSource:
         self._problems_of_step: list[Problem] = []
         self._prompts: list[tuple[int, ...]] = []
 
-    def start(self, policy: Weights) -> None:
+    def start(self, policy: WeightSource) -> None:
         """Give the sampler the policy's weights, whatever it was built with."""
         self.sync(policy)
 
@@ -168,7 +159,7 @@ class RolloutSource:
         prompts = [self.encode(self._template.prompt(problem.question)) for problem in problems]
         self._check_fit(problems, prompts)
 
-    def sync(self, policy: Weights) -> None:
+    def sync(self, policy: WeightSource) -> None:
         """Carry the policy's weights to the sampler; exact when it returns."""
         self.sampler.sync(policy.checkpoint_weights(), policy.version)
 

@@ -39,7 +39,7 @@ from r1lab.types import (
 from r1lab.verify.load import Reward, where_defined
 from r1lab.verify.output import Bounded, bounded_output
 
-T = TypeVar("T")
+ReadValue = TypeVar("ReadValue")
 
 
 class RewardError(R1labError):
@@ -133,7 +133,7 @@ def judge_alone(
 def judge_together(
     function: Callable[..., Any], items: Sequence[RewardCall], options: Mapping[str, Any]
 ) -> list[Outcome] | ScoringFailure:
-    """Call a batched reward once for all items; if it raises, one ScoringFailure for all of them."""
+    """Call a batched reward once for all items; one ScoringFailure for all if it raises."""
     logs = _Logs()
     arguments = {
         **_columns(items),
@@ -188,7 +188,9 @@ def _scores(function: Callable[..., Any], values: Any, items: Sequence[RewardCal
     return scores
 
 
-def _read(function: Callable[..., Any], convert: Callable[[], T]) -> T | ScoringFailure:
+def _read(
+    function: Callable[..., Any], convert: Callable[[], ReadValue]
+) -> ReadValue | ScoringFailure:
     """`convert()`: what it raises while it reads a returned value is a fault of that response."""
     try:
         return convert()

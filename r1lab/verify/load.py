@@ -66,7 +66,7 @@ def load_reward(
     key: str = "rewards",
     limits: RewardLimits = RewardLimits(),
 ) -> Reward:
-    """Load the reward that `reference` names (see `r1lab.problems.registry`) and check its signature.
+    """Load the reward that `reference` names (`r1lab.problems.registry`); check its signature.
 
     `key` is the recipe's key, for the message ("" outside a recipe). Raises RecipeError, one line,
     for a missing file or function, a signature of neither kind, an unknown option, and a missing
