@@ -33,13 +33,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from r1lab.rollout.sampler import seed_of
+from r1lab.rollout.sampler import WeightSource, seed_of
 from r1lab.rollout.serialization import rollout_as_plain, rollout_from_plain
 from r1lab.rollout.source import (
     Measure,
     RolloutSource,
     SyncAgreement,
-    Weights,
+    WeightSource,
     as_rollouts,
 )
 from r1lab.types import Rollout, RunStopped
@@ -111,7 +111,7 @@ class AsyncRolloutSource(RolloutSource):
             )
         return rollouts
 
-    def sync(self, policy: Weights) -> None:
+    def sync(self, policy: WeightSource) -> None:
         """Send the policy's weights; the sampler takes them after what it was asked before."""
         version, sampler = policy.version, self.sampler
         if isinstance(sampler, Publishing) and sampler.sends_beside:
