@@ -39,7 +39,6 @@ from r1lab.rollout.source import (
     Measure,
     RolloutSource,
     SyncAgreement,
-    WeightSource,
     as_rollouts,
 )
 from r1lab.types import Rollout, RunStopped
