@@ -74,7 +74,7 @@ def torch_facts() -> dict[str, Any]:
                 "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
             }
         )
-    backends = torch.backends.cuda
+    backends: Any = torch.backends.cuda  # some of its functions have no types
     kernels = {
         "flash": bool(gpus) and backends.is_flash_attention_available(),
         "memory_efficient": bool(gpus) and backends.mem_efficient_sdp_enabled(),
