@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
-from r1lab.config.algorithm import LossName
+from r1lab.config.algorithm import AdvantageName, LossName
 from r1lab.config.reading import names_a_path
 from r1lab.hints import missing
 from r1lab.model.load import cache_folder, resolve_folder
@@ -116,6 +116,9 @@ class _Digests:
 # --- what a recipe names ---------------------------------------------------------------------
 
 
+_SHIPPED = {*get_args(LossName), *get_args(AdvantageName)}
+
+
 def input_digests(recipe: BaseModel, verifiers: Iterable[str] = ()) -> Inputs:
     """Digests of the files that the keys of a recipe name: code, tables, models.
 
@@ -162,6 +165,8 @@ def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _kind_of_key(key: str) -> NamedKind:
     if key == "algorithm.loss":
         return "loss"
+    if key == "algorithm.advantage":
+        return "advantage"
     return "reward" if key.endswith((".reward", ".verifier")) else "source"
 
 
@@ -172,7 +177,7 @@ def _named(text: str, kind: NamedKind, *, is_place: bool = False) -> dict[str, s
         if path.is_dir():
             return _digests_of(_files_of(path), path)
         return _digests_of([path], path.parent) if path.is_file() else {}
-    if text == PROBLEM_VERIFIER or text in shipped(kind) or text in get_args(LossName):
+    if text == PROBLEM_VERIFIER or text in shipped(kind) or text in _SHIPPED:
         return {}
     try:
         reference = find(text, kind)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from r1lab.config.algorithm import LossName
+from r1lab.config.algorithm import AdvantageName, LossName
 from r1lab.config.recipe import PretrainRecipe, TrainRecipe
 from r1lab.hints import nearest, raised
 from r1lab.launch import check_launch, num_processes, process_rank
@@ -82,6 +82,8 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
             load_reward(reward.reward, reward.options, key=f"rewards.{index}")
     if recipe.algorithm.loss not in get_args(LossName):
         check_defined(recipe.algorithm.loss, "loss", key="algorithm.loss")
+    if recipe.algorithm.advantage not in get_args(AdvantageName):
+        check_defined(recipe.algorithm.advantage, "advantage", key="algorithm.advantage")
     grader = recipe.watch.grader
     if grader is not None and grader.reward != PROBLEM_VERIFIER:
         load_reward(grader.reward, grader.options, key="watch.grader")

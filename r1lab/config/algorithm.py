@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from r1lab.config.section import Name, NonNegative, Positive, Section
 
 LossName = Literal[
     "grpo", "dr_grpo", "token_mean", "bnpo", "gspo", "luspo", "cispo", "sapo", "vespo"
 ]
+
+AdvantageName = Literal["group_std", "mean_only", "batch_std", "rloo", "reinforce_pp"]
 
 
 class SapoSettings(Section):
@@ -42,10 +44,12 @@ class AlgorithmSettings(Section):
         "(bnpo); with one ratio a sequence (gspo, luspo); with clipped weights (cispo), a soft "
         "gate (sapo), a weight of the whole sequence (vespo); or your own (docs/howto/own-loss.md)",
     )
-    advantage: Literal["group_std", "mean_only", "batch_std", "rloo", "reinforce_pp"] = Field(
+    advantage: Name = Field(
         "group_std",
+        examples=[*get_args(AdvantageName), "path/to/file.py:function"],
         description="(r - mean) / std of the group, r - mean (Dr. GRPO), (r - mean) / std of all "
-        "scores, r - mean of the others (RLOO), (r - mean) / its std over the step (REINFORCE++)",
+        "scores, r - mean of the others (RLOO), (r - mean) / its std over the step "
+        "(REINFORCE++); or your own (docs/howto/own-loss.md)",
     )
     clip_low: float = Field(0.2, gt=0, le=1, description="ratio clipped below at 1 - clip_low")
     clip_high: float = Field(
@@ -140,10 +144,10 @@ class AlgorithmSettings(Section):
             )
         return value
 
-    @field_validator("loss")
+    @field_validator("loss", "advantage")
     @classmethod
-    def _is_a_loss(cls, name: str) -> str:
-        names = get_args(LossName)
+    def _is_shipped_or_a_path(cls, name: str, info: ValidationInfo) -> str:
+        names = get_args(LossName if info.field_name == "loss" else AdvantageName)
         place, _, function = name.partition(":")
         if name not in names and not (place.endswith(".py") or function):
             raise ValueError(

@@ -52,7 +52,7 @@ _WITHIN = re.compile(r"(stages\.[^.]+\.overrides|quick\.[^.]+)\.")
 _REFERENCE = re.compile(
     r"problems\.sources\.\d+\.(source|options\.verifier)"
     r"|(rewards\.\d+|watch\.grader|measures\.[^.]+)\.reward"
-    r"|algorithm\.loss|rows\.\d+\.path|keep\.clean|corpus\.source|card_sources\.\d+"
+    r"|algorithm\.(loss|advantage)|rows\.\d+\.path|keep\.clean|corpus\.source|card_sources\.\d+"
 )
 _MODEL = re.compile(r"(model|teacher)\.path")
 _PLACE = re.compile(

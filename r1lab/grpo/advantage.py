@@ -29,7 +29,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from r1lab.types import Outcome, ScoredGroup, Verdict
+from r1lab.problems.registry import resolve
+from r1lab.types import Outcome, RecipeError, ScoredGroup, Verdict
 
 STD_EPSILON = 1e-4
 
@@ -80,31 +81,60 @@ ADVANTAGES: Mapping[str, Advantage] = MappingProxyType(
 )
 
 
+def find_advantage(name: str) -> Advantage:
+    """The estimator of that name: one of ADVANTAGES, else the function that a path names.
+
+    A function of one's own takes (groups, total): the scores of each group, and a function that
+    sums numbers over all processes, which every process must call equally often. It returns one
+    finite number for each score. Raises RecipeError for a name that is neither.
+    """
+    if name in ADVANTAGES:
+        return ADVANTAGES[name]
+    key = "algorithm.advantage"
+    if ":" not in name and not name.endswith(".py"):
+        raise RecipeError(f"{key}: {name!r} is not one of {', '.join(sorted(ADVANTAGES))}")
+    return resolve(name, "advantage", key=key)
+
+
 def group_advantages(
     scored: Sequence[ScoredGroup], kind: str, *, total: Total | None = None
 ) -> list[list[float | None]]:
     """The advantage of each completion of each group, in order.
 
-    scored  P groups; `kind` is a name of ADVANTAGES. `total` sums numbers over processes, where
-    there are several (each must call this then, also with no group); None: one process.
+    scored  P groups; `kind` is what `find_advantage` takes. `total` sums numbers over the processes
+    of a launch (each must then call this, also with no group); None: one process.
     Returns P lists of as many numbers as the group has completions. None: a
     ScoringFailure, which takes the completion out of its group. 0: nothing to learn from it (no
     variance, a group of one, no score).
-    Raises ValueError for an unknown kind.
+    Raises RecipeError for an unknown kind, and for an estimator that does not return one finite
+    number for each score.
     """
-    if kind not in ADVANTAGES:
-        raise ValueError(f"advantage {kind!r} is not one of {', '.join(sorted(ADVANTAGES))}")
     scores = [_scores(group.outcomes) for group in scored]
-    found = ADVANTAGES[kind]([list(of.values()) for of in scores], total or (lambda sums: sums))
+    groups = [list(of.values()) for of in scores]
+    estimated = find_advantage(kind)(groups, total or (lambda sums: sums))
+    _check_estimates(groups, estimated, kind)
     return [
         _in_order(group.outcomes, dict(zip(of, advantages, strict=True)))
-        for group, of, advantages in zip(scored, scores, found, strict=True)
+        for group, of, advantages in zip(scored, scores, estimated, strict=True)
     ]
 
 
 def is_informative(group: ScoredGroup) -> bool:
     """Whether a group's scores differ, so that some advantage is not 0 under every kind."""
     return len(set(_scores(group.outcomes).values())) > 1
+
+
+def _check_estimates(
+    groups: Sequence[Sequence[float]], estimated: Sequence[Sequence[float]], kind: str
+) -> None:
+    lengths, expected = [len(of) for of in estimated], [len(of) for of in groups]
+    if lengths != expected:
+        raise RecipeError(
+            f"algorithm.advantage: {kind!r} returned groups of {lengths} numbers for {expected} "
+            "scores; return one for each score"
+        )
+    if not all(math.isfinite(value) for of in estimated for value in of):
+        raise RecipeError(f"algorithm.advantage: {kind!r} returned a number that is not finite")
 
 
 def _scores(outcomes: Sequence[Outcome]) -> dict[int, float]:

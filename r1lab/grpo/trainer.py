@@ -19,6 +19,7 @@ import torch
 from r1lab.config.reading import dump_resolved
 from r1lab.config.recipe import TrainRecipe
 from r1lab.evaluate import Asked, EvalResult, ask, judge
+from r1lab.grpo.advantage import find_advantage
 from r1lab.grpo.checkpoint_manager import CheckpointManager
 from r1lab.grpo.faults import explained
 from r1lab.grpo.loss import find_loss
@@ -129,7 +130,9 @@ class Run:
 
         recipe = self.recipe
         self._check_folder(resume)
-        find_loss(recipe.algorithm.loss)  # one of the user's own is imported, and refused, here
+        # One of the user's own is imported, and refused, here.
+        find_loss(recipe.algorithm.loss)
+        find_advantage(recipe.algorithm.advantage)
         set_seed(recipe.seed)
         runner = self.stack.enter_context(IsolatedRunner(recipe.reward_workers))
         self.verifiers = Verifiers(

@@ -40,11 +40,11 @@ from r1lab.problems.tables import TABLES, no_table
 from r1lab.problems.user_files import module_name
 from r1lab.types import Problem, R1labError, RecipeError
 
-ExtensionKind = Literal["reward", "source", "loss"]
+ExtensionKind = Literal["reward", "source", "loss", "advantage"]
 
-# Losses that ship are a table (`r1lab.grpo.loss.LOSSES`), looked into before this is asked.
+# Losses and advantages that ship are tables (LOSSES, ADVANTAGES), which are looked up first.
 _PACKAGE = {"reward": "r1lab.rewards", "source": "r1lab.data"}
-_FUNCTION = {"reward": "reward", "source": "load", "loss": "loss"}
+_FUNCTION = {"reward": "reward", "source": "load", "loss": "loss", "advantage": "advantage"}
 
 # What tables come in that are not read here.
 _OTHER_TABLES = (".csv", ".tsv", ".json", ".txt", ".gz", ".zst", ".arrow", ".xlsx")

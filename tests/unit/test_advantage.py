@@ -11,7 +11,7 @@ import pytest
 from records import scored_group
 
 from r1lab.grpo.advantage import ADVANTAGES, STD_EPSILON, group_advantages, is_informative
-from r1lab.types import ScoringFailure, Verdict
+from r1lab.types import RecipeError, ScoringFailure, Verdict
 
 
 def test_worked_values() -> None:
@@ -106,7 +106,7 @@ class TestEdges:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="batch_std, group_std, mean_only, reinforce_pp, rloo"):
+    with pytest.raises(RecipeError, match="batch_std, group_std, mean_only, reinforce_pp, rloo"):
         group_advantages([], "std")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from records import scored_group
 
 from r1lab.config.reading import load_recipe
+from r1lab.grpo.advantage import group_advantages
 from r1lab.grpo.loss import find_loss, policy_loss
 from r1lab.types import R1labError, RecipeError
 
@@ -62,6 +64,34 @@ def test_what_it_must_return_is_told(file):
         find_loss(f"{file}:tem")
     with pytest.raises(R1labError, match="one term a token"):
         loss_of(f"{file}:total", torch.zeros(3))
+
+
+ADVANTAGE = """
+def advantage(groups, total):
+    (count,) = total([float(sum(map(len, groups)))])
+    return [[score / count for score in scores] for scores in groups]
+def short(groups, total):
+    return [scores[1:] for scores in groups]
+def infinite(groups, total):
+    return [[float("inf")] * len(scores) for scores in groups]
+"""
+
+
+def test_an_advantage_of_ones_own_is_found_beside_the_recipe_and_checked(tmp_path):
+    (tmp_path / "mine.py").write_text(ADVANTAGE)
+    (tmp_path / "r.yaml").write_text("extends: quickstart\nalgorithm: {advantage: mine.py}\n")
+    name = load_recipe(tmp_path / "r.yaml").algorithm.advantage
+    assert name == str(tmp_path / "mine.py")
+    groups = [scored_group(scores=[1.0, 0.0]), scored_group(scores=[2.0, 1.0])]
+    assert group_advantages(groups, name) == [[0.25, 0.0], [0.5, 0.25]]
+    # The sums are over the processes of a launch: two that hold the same, here.
+    both = group_advantages(groups, name, total=lambda sums: [2 * value for value in sums])
+    assert both == [[0.125, 0.0], [0.25, 0.125]]
+    for function in ("short", "infinite", "missing"):
+        with pytest.raises(RecipeError, match=r"algorithm\.advantage"):
+            group_advantages(groups, f"{name}:{function}")
+    with pytest.raises(RecipeError, match=r"algorithm\.advantage"):
+        load_recipe("quickstart", [("algorithm.advantage", "std")])
 
 
 def test_a_recipe_names_the_file_beside_it(file, tmp_path):
