@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -16,7 +16,7 @@ from r1lab.grpo.batch import AllReduceSum, is_in_loss, pack, split, without_zero
 from r1lab.grpo.dynamic_sampling import Collected, refill
 from r1lab.grpo.loss import find_loss
 from r1lab.grpo.policy import GradientStats, Policy
-from r1lab.rollout.source import RolloutSource
+from r1lab.rollout.source import RolloutSource, SyncAgreement
 from r1lab.types import Batch, Completion, RunStopped, ScoredGroup, ScoringFailure, Verdict
 from r1lab.verify import Verifiers
 
@@ -48,64 +48,108 @@ def rl_step(
     *,
     before_update: Callable[[list[ScoredGroup]], None] = lambda scored: None,
 ) -> StepResult:
-    """Sample, score, weigh, update, hand the new weights to the sampler.
+    """Sample, score, update, and send the new weights to the sampler.
 
-    `before_update` hears of the scored groups; up to it nothing has changed but the position of
-    `source`.
+    `before_update` gets the scored groups. Until then only the position of `source` has changed.
     """
-    clock = Clock()
-    algorithm = recipe.algorithm
-    # G completions of each question, o_i ~ pi_old; r_i of each, with a reason
-    collect = collect_informative if algorithm.dynamic_sampling else collect_all
-    collected = collect(source, verifiers, policy.version, algorithm, clock)
+    clock, algorithm = Clock(), recipe.algorithm
+    collected = collect(source, verifiers, policy.version, algorithm, clock)  # o_i ~ pi_old; r_i
     check_faults(collected.judged, recipe.max_fault_share, policy.all_reduce_sum)
     before_update(collected.judged)
     with clock("update"):
         source.waiting = collected.waiting
-        advantages = group_advantages(  # A_i
-            collected.groups, algorithm.advantage, total=all_reduce_sum_of(policy.all_reduce_sum)
-        )
-        batch = pack(  # tokens, masks, one global denominator
-            collected.groups, advantages, loss=algorithm.loss, version=policy.version,
-            max_tokens=recipe.sampling.max_tokens_after(policy.version),
-            overlong_filter=algorithm.overlong_filter,
-            drop_zero_advantage=not keeps_zero_advantage(algorithm),
-            all_reduce_sum=policy.all_reduce_sum,
-        )  # fmt: skip
-        stats: list[GradientStats] = []
-        updates: list[dict[str, float]] = []
-        for minibatch in minibatches(
-            policy, policy.with_old_and_ref_logprobs(batch, algorithm), recipe
-        ):
-            stats.append(policy.forward_backward(minibatch, algorithm))  # log-probs, loss, clip
-            if len(stats) == 1:
-                # The first gradient is taken under the weights that the sampler holds: agreement
-                # of the two is judged here, before anything is changed by it.
-                agreement = source.check_agreement(
-                    stats[0].sync_kl, stats[0].num_tokens, policy.sampler_mismatch
-                )
-            updates.append(
-                policy.optimizer_step(
-                    has_gradient=stats[-1].num_sequences > 0,
-                    loss=stats[-1].means["loss"],
-                    max_skipped=algorithm.max_skipped,
-                    router_bias_speed=algorithm.router_bias_speed,
-                )
-            )
-        policy.advance_version(algorithm.reference_every)
+        advantages = compute_advantages(collected.groups, algorithm, policy)  # A_i
+        batch = pack_groups(collected.groups, advantages, recipe, policy)  # one denominator
+        batch = policy.with_old_and_ref_logprobs(batch, algorithm)
+        updates = update_policy(policy, source, minibatches(policy, batch, recipe), algorithm)
     with clock("sync"):
         source.sync(policy)  # exact weights
-    metrics = {
+    carried_over, trained = trained_advantages(collected, advantages, algorithm.overlong_filter)
+    metrics = step_metrics(collected, updates, source, verifiers, policy, algorithm)
+    return StepResult(collected.judged, carried_over, trained, metrics, clock.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """The updates of a step, in order: gradients, what the optimiser reports, agreement."""
+
+    gradients: list[GradientStats]
+    optimizer: list[dict[str, float]]
+    agreement: SyncAgreement
+
+
+def compute_advantages(
+    groups: Sequence[ScoredGroup], algorithm: AlgorithmSettings, policy: Policy
+) -> list[list[float | None]]:
+    """The advantages of this process's groups, with statistics over all processes."""
+    total = all_reduce_sum_of(policy.all_reduce_sum)
+    return group_advantages(groups, algorithm.advantage, total=total)
+
+
+def pack_groups(
+    groups: Sequence[ScoredGroup],
+    advantages: Sequence[Sequence[float | None]],
+    recipe: TrainRecipe,
+    policy: Policy,
+) -> Batch:
+    """Tokens, masks and the denominator that all processes and micro-batches share."""
+    algorithm = recipe.algorithm
+    return pack(
+        groups, advantages, loss=algorithm.loss, version=policy.version,
+        max_tokens=recipe.sampling.max_tokens_after(policy.version),
+        overlong_filter=algorithm.overlong_filter,
+        drop_zero_advantage=not keeps_zero_advantage(algorithm),
+        all_reduce_sum=policy.all_reduce_sum,
+    )  # fmt: skip
+
+
+def update_policy(
+    policy: Policy, source: RolloutSource, parts: Iterable[Batch], algorithm: AlgorithmSettings
+) -> Updates:
+    """Take one optimiser update for each part of the batch; then the policy has a new version."""
+    gradients: list[GradientStats] = []
+    reports: list[dict[str, float]] = []
+    for part in parts:
+        gradient = policy.forward_backward(part, algorithm)  # log-probs, loss, clip
+        if not gradients:
+            # The first gradient is taken with the weights that the sampler holds, so the two must
+            # agree. This is checked here, before any update changes the weights.
+            agreement = source.check_agreement(
+                gradient.sync_kl, gradient.num_tokens, policy.sampler_mismatch
+            )
+        gradients.append(gradient)
+        reports.append(
+            policy.optimizer_step(
+                has_gradient=gradient.num_sequences > 0,
+                loss=gradient.means["loss"],
+                max_skipped=algorithm.max_skipped,
+                router_bias_speed=algorithm.router_bias_speed,
+            )
+        )
+    policy.advance_version(algorithm.reference_every)
+    return Updates(gradients, reports, agreement)
+
+
+def step_metrics(
+    collected: Collected,
+    updates: Updates,
+    source: RolloutSource,
+    verifiers: Verifiers,
+    policy: Policy,
+    algorithm: AlgorithmSettings,
+) -> dict[str, float | None]:
+    """All metrics of a step, over all processes. A new one is added where it is computed."""
+    agreement = updates.agreement
+    return {
         **summarise(collected, verifiers, policy),
-        **update_metrics(stats, algorithm),
-        **optimizer_metrics(stats, updates),
+        **update_metrics(updates.gradients, algorithm),
+        **optimizer_metrics(updates.gradients, updates.optimizer),
         **observe_levels(collected, source, verifiers, policy),
+        "sync_kl": agreement.kl,
+        "sync_kl_tokens": float(agreement.num_tokens),
+        "sync_kl_bound": source.guard.bound(agreement.num_tokens),
+        "sync_kl_rechecked": agreement.rechecked,
     }
-    metrics["sync_kl"], metrics["sync_kl_tokens"] = agreement.kl, float(agreement.num_tokens)
-    metrics["sync_kl_bound"] = source.guard.bound(agreement.num_tokens)
-    metrics["sync_kl_rechecked"] = agreement.rechecked
-    carried_over, recorded = trained_advantages(collected, advantages, algorithm.overlong_filter)
-    return StepResult(collected.judged, carried_over, recorded, metrics, clock.seconds)
 
 
 def trained_advantages(
@@ -128,6 +172,18 @@ def trained_advantages(
         used.get(id(group), [None] * len(group.outcomes))
         for group in (*collected.judged, *carried_over)
     ]
+
+
+def collect(
+    source: RolloutSource,
+    verifiers: Verifiers,
+    version: int,
+    algorithm: AlgorithmSettings,
+    clock: Clock,
+) -> Collected:
+    """Sample G completions of each prompt of the step and score them, each with a reason."""
+    one_way = collect_informative if algorithm.dynamic_sampling else collect_all
+    return one_way(source, verifiers, version, algorithm, clock)
 
 
 def collect_all(

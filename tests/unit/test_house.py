@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # single_importer_small 15, duplicate_class_names 0, old_words 0.
 MOST = {
     "modules": 197,
-    "lines": 32_200,
+    "lines": 32_300,
     "loose": 12,
-    "rl_step_lines": 66,
-    "single_importer_small": 24,
+    "rl_step_lines": 30,
+    "single_importer_small": 26,
     "duplicate_class_names": 0,
     "old_words": 2_181,
 }
