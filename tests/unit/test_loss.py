@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -471,8 +470,12 @@ def test_names_of_the_recipe_are_those_of_the_table() -> None:
 
 
 def test_stats_add_up() -> None:
-    _, one = worked("grpo")
-    total = LossStats.zeros() + one + one
-    assert total.means()["tokens"] == 6
-    assert total.means()["kl_old"] == pytest.approx(one.means()["kl_old"])
-    assert all(a <= b for a, b in pairwise((0.0, total.means()["clipped_low"], 1.0)))
+    # Three tokens, two of them at a clip; then the same with every ratio at 1: none is clipped.
+    _, clipped = worked("grpo")
+    _, still = worked("grpo", logp=LOGP_OLD)
+    total = (LossStats.zeros() + clipped + still).means()
+    assert total["tokens"] == 6 and total["sequences"] == 4
+    assert total["clipped_low"] == total["clipped_high"] == pytest.approx(1 / 6)
+    assert still.means()["kl_old"] == 0 < clipped.means()["kl_old"]
+    assert total["kl_old"] == pytest.approx(clipped.means()["kl_old"] / 2)
+    assert total["loss"] == pytest.approx(clipped.means()["loss"] + still.means()["loss"])

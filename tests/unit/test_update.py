@@ -137,8 +137,14 @@ def test_stale_sequences_are_held_against_the_sampler() -> None:
     # Agreement of sampler and trainer is judged on what was sampled under these weights.
     stats = policy.forward_backward(batch, AlgorithmSettings())
     assert stats.num_tokens == int((~stale).sum())
-    fresh_alone = policy.forward_backward(batch_of((1,)), AlgorithmSettings())
-    assert fresh_alone.num_tokens > 0 and stats.sync_kl is not None
+    # Alone, the fresh group is judged by the same tokens (computed in another micro-batch).
+    (_, fresh) = scored_groups((0, 1))
+    alone = pack(
+        [fresh], group_advantages([fresh], "group_std"), loss="token_mean", max_tokens=10, version=1
+    )
+    fresh_alone = policy.forward_backward(replace(alone, experts=None), AlgorithmSettings())
+    assert fresh_alone.num_tokens == stats.num_tokens > 0
+    assert fresh_alone.sync_kl == pytest.approx(stats.sync_kl, rel=1e-4)
     everything_stale = replace(batch, stale=torch.ones_like(batch.stale))
     assert policy.forward_backward(everything_stale, AlgorithmSettings()).sync_kl is None
 
