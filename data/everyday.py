@@ -52,7 +52,7 @@ def _draft(rng: random.Random) -> Draft:
 
 
 def load(split: str, *, seed: int = 0, form: str = "compact") -> GeneratedProblems:
-    """Everyday requests for training: no rule judges a reply (`rewards/no_verifier.py`)."""
+    """Everyday requests for training: no rule judges a reply (`rewards/unchecked.py`)."""
     return GeneratedProblems("everyday", _draft, split=split, seed=seed, form=form)
 
 

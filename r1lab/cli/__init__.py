@@ -1,1 +1,1 @@
-"""The `r1lab` command: one file for each group of commands, put together in `app`."""
+"""The `r1lab` command: one module per group of commands, assembled in `app`."""

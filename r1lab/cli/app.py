@@ -1,9 +1,8 @@
 """The `r1lab` command.
 
-What is cheap to check is checked first: a recipe that cannot run is refused within a second, in
-one line, before torch is imported. Exit codes: 0 done, or saved after a signal; 2 bad input;
-3 a reward that failed its check; 4 a run that stopped itself or cannot learn; 5 a machine that gave
-way; 130 interrupted.
+Cheap checks come first: a recipe that cannot run is refused within a second, in one line, before
+torch is imported. Exit codes: 0 done, or saved after a signal; 2 bad input; 3 a reward failed its
+check; 4 a run stopped itself or cannot learn; 5 the infrastructure failed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ Command = Callable[[argparse.Namespace, "list[Override]"], int]
 AddOptions = Callable[[argparse.ArgumentParser], None]
 Entry = tuple[Command, str, tuple[AddOptions, ...]]
 
-_RECIPE_HELP = "a YAML file, a run folder, or the name of a recipe that ships"
+_RECIPE_HELP = "a YAML file, a run folder, or the name of a shipped recipe"
 _LAUNCH = """\
-On several processes, or to choose devices and precision, start it through accelerate:
+To use several processes, or to choose devices and precision, launch with accelerate:
   accelerate launch --config_file recipes/accelerate/two_processes_cpu.yaml -m r1lab train RECIPE
 """
 
 
-# Commands that print for a reader and may end when nobody reads; all others do their work and
-# tell by their exit code how it ended.
+# Commands that only print, so a closed pipe ends them with code 0. All others finish their work
+# and report the outcome in their exit code.
 _FOR_READERS = (
     "chat", "compare", "completion", "estimate", "lineage", "report", "show", "watch",
 )  # fmt: skip
@@ -68,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             try:
                 code = _run(arguments)
-            except SystemExit as end:  # of --help, which has printed
-                if isinstance(end.__context__, BrokenPipeError):  # rich's answer to a closed pipe
+            except SystemExit as end:  # raised by --help after printing
+                if isinstance(end.__context__, BrokenPipeError):  # rich exits on a closed pipe
                     return 0
                 sys.stdout.flush()
                 raise
             sys.stdout.flush()
         except OSError as error:
-            # `r1lab show RUN | head` is no fault, a full disk under `> file` is one.
+            # `r1lab show RUN | head` is not an error; a full disk behind `> file` is.
             discard(sys.stdout)
             if isinstance(error, BrokenPipeError):
                 return 0
@@ -108,7 +107,7 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("r1lab: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # a file, a folder or a disk, and its name says which
+    except OSError as error:  # a file, folder or disk problem; the filename says which
         if debug or (isinstance(error, BrokenPipeError) and options.command in _FOR_READERS):
             raise
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
@@ -117,20 +116,21 @@ def _run(arguments: list[str]) -> int:
 
 
 def _print_anything() -> None:
-    """Let every text be printed, whatever the terminal's encoding: what it lacks is escaped.
+    """Escape characters that the terminal's encoding lacks, so that any text can be printed.
 
-    A response holds what a model made up, half characters included, and a run must not end on it.
+    Responses may contain arbitrary text, partial characters included; printing one must not end a
+    run.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's may be another
+        if isinstance(stream, io.TextIOWrapper):  # tests and notebooks may replace the stream
             stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line. `--section.key VALUE` is taken out before this parser sees it."""
+    """Return the parser of all commands. `--section.key VALUE` is removed before it parses."""
     parser = Parser(
         prog="r1lab",
-        description="Reproduce DeepSeek-R1-Zero on your own problem and your own hardware.",
+        description="Reproduce DeepSeek-R1-Zero on your own problems and your own hardware.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"r1lab {__version__}")
@@ -144,81 +144,85 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.set_defaults(call=call, takes_overrides=True)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
         for add in parts:
             add(command)
     return parser
 
 
 def _commands() -> dict[str, Entry]:
-    """By name, in the order in which help lists them: what is called, in a line, its arguments."""
+    """Return name -> (function, one-line summary, argument adders), in the order of --help."""
     stage_commands: dict[str, Entry] = {
         name: (stages.run_stage, summary, (_add_recipe,))
         for name, summary in stages.COMMANDS.items()
     }
     return {
         "train": (
-            _train, "train a base by reinforcement learning", (_add_recipe, _add_train_options)
+            _train, "train a base model with reinforcement learning",
+            (_add_recipe, _add_train_options),
         ),
         "quickstart": (
-            _quickstart, "train the small base that ships, to a rising curve",
+            _quickstart, "train the shipped small base model until its accuracy rises",
             (_add_quickstart_options,),
         ),
-        "eval": (evaluate.evaluate, "score a model on a suite", (evaluate.add_eval_options,)),
+        "eval": (
+            evaluate.evaluate, "evaluate a model on benchmark suites", (evaluate.add_eval_options,)
+        ),
         "compare": (
-            evaluate.compare, "set results of r1lab eval against each other",
+            evaluate.compare, "compare evaluation results",
             (evaluate.add_compare_options,),
         ),
         "lineage": (
-            models.lineage, "say what a model was made from", (models.add_lineage_options,)
+            models.lineage, "show what a model was made from", (models.add_lineage_options,)
         ),
         "export": (
-            models.export, "write a model as an ordinary Hugging Face folder",
+            models.export, "export a model as a standard Hugging Face folder",
             (models.add_export_options,),
         ),
         "serve": (
-            models.serve, "serve a model over OpenAI's protocol, with vLLM",
+            models.serve, "serve a model with vLLM over the OpenAI protocol",
             (models.add_serve_options,),
         ),
         "chat": (
-            models.chat, "talk to a model in the terminal", (models.add_chat_options,)
+            models.chat, "chat with a model in the terminal", (models.add_chat_options,)
         ),
         "estimate": (
-            estimate, "say what a run needs: memory, time and cost, before it",
+            estimate, "estimate memory, time and cost of a run",
             (add_estimate_options,),
         ),
-        "pretrain": (_pretrain, "pre-train a small base from nothing", (_add_recipe,)),
+        "pretrain": (_pretrain, "pre-train a small base model from scratch", (_add_recipe,)),
         **stage_commands,
         "pipeline": (
-            stages.pipeline, "run stages that hand on models and rows",
+            stages.pipeline, "run a multi-stage training pipeline",
             (_add_recipe, stages.add_pipeline_options),
         ),
-        "show": (_show, "read the samples of a run in the terminal", (_add_show_options,)),
+        "show": (_show, "show a run's samples in the terminal", (_add_show_options,)),
         "report": (
-            report.report, "write a page of one run or several",
+            report.report, "write an HTML report of one or more runs",
             (report.add_report_options,),
         ),
         "reproduce": (
             reproduce.reproduce, "reproduce the papers' curves",
             (reproduce.add_reproduce_options,),
         ),
-        "watch": (report.watch, "follow a run while it goes", (report.add_watch_options,)),
+        "watch": (report.watch, "follow a run live", (report.add_watch_options,)),
         "verify": (
-            rewards.verify, "check a reward without a model", (rewards.add_verify_options,)
+            rewards.verify, "check a reward function without a model",
+            (rewards.add_verify_options,),
         ),
         "new": (
-            rewards.new, "write a reward of your own, to begin with",
+            rewards.new, "create a reward function and its test from a template",
             (rewards.add_new_options,),
         ),
         "serve-sampler": (
-            serve_sampler, "serve a model that samples for training runs", (add_server_options,)
+            serve_sampler, "serve a model as a sampler for training runs", (add_server_options,)
         ),
         "doctor": (
-            doctor, "say what this machine has and can do, and how to mend it",
+            doctor, "diagnose this machine and suggest fixes",
             (add_doctor_options,),
         ),
         "completion": (
-            _completion, "write a script that completes r1lab in your shell",
+            _completion, "print a shell completion script",
             (start.add_completion_options,),
         ),
     }  # fmt: skip
@@ -227,11 +231,11 @@ def _commands() -> dict[str, Entry]:
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _LAUNCH
     add = parser.add_argument
-    add("--resume", action="store_true", help="go on from the newest checkpoint")
-    add("--force", action="store_true", help="resume although the recipe has become another")
+    add("--resume", action="store_true", help="continue from the newest checkpoint")
+    add("--force", action="store_true", help="resume even if the recipe has changed")
     add(
         "--preflight", action="store_true",
-        help="sample a few groups and say whether this run can learn (exit code 0) or not (4)",
+        help="sample a few groups and check whether this run can learn (exit code 0) or not (4)",
     )  # fmt: skip
 
 
@@ -239,8 +243,8 @@ def _add_quickstart_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--dry-run] [--section.key VALUE ...]"
     _add_dry_run(parser)
     parser.epilog = (
-        "Writes runs/quickstart and continues a run that was stopped. On a CPU it starts one\n"
-        "process for each core; `r1lab train quickstart` is the same run in one process."
+        "Writes to runs/quickstart and resumes an interrupted run. On a CPU it starts one process\n"
+        "per core; `r1lab train quickstart` is the same run in a single process."
     )
 
 
@@ -248,15 +252,15 @@ def _add_show_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=False)
     add = parser.add_argument
     add("run", metavar="RUN", help="a run folder")
-    add("--step", type=whole(0), help="samples of this step (default: the last)")
-    add("--problem", metavar="ID", help="only this problem, with all its samples")
+    add("--step", type=whole(0), help="training step to show (default: the last)")
+    add("--problem", metavar="ID", help="show only this problem, with all its samples")
     add("--num", type=whole(1), default=3, help="groups to show (default: 3)")
-    add("--samples", type=whole(1), default=2, help="samples of each (default: 2)")
+    add("--samples", type=whole(1), default=2, help="samples to show per group (default: 2)")
 
 
 def _add_dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what would be done, and stop"
+        "--dry-run", action="store_true", help="check everything, print the plan and exit"
     )
 
 
@@ -264,13 +268,11 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} RECIPE [options] [--section.key VALUE ...]"
     parser.add_argument("recipe", metavar="RECIPE", help=_RECIPE_HELP)
     _add_dry_run(parser)
-    parser.add_argument(
-        "--keys", action=_PrintKeys, nargs=0, help="list every key of a recipe, and exit"
-    )
+    parser.add_argument("--keys", action=_PrintKeys, nargs=0, help="list all recipe keys and exit")
 
 
 class _PrintKeys(argparse.Action):
-    """`--keys`: like --help, for the keys of a recipe. The schema is imported only here."""
+    """`--keys`: like --help, but for recipe keys. The schema is imported only here."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         from r1lab.config.keys import describe
@@ -285,29 +287,29 @@ class _PrintKeys(argparse.Action):
         rows = describe(schema)
         width = max(len(row.key) for row in rows)
         for row in rows:
-            said = f"{row.meaning} [{row.type}]".lstrip()
-            print(f"--{row.key:{width}}  {row.default:<12}  {said}")
+            meaning = f"{row.meaning} [{row.type}]".lstrip()
+            print(f"--{row.key:{width}}  {row.default:<12}  {meaning}")
         parser.exit()
 
 
 def _options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, bool]:
-    """The options of the command that the arguments name, and whether each takes a value."""
-    found = {option: False for action in parser._actions for option in action.option_strings}
+    """Return the options of the named command, and whether each takes a value."""
+    options = {option: False for action in parser._actions for option in action.option_strings}
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     for word in arguments:
         if word in commands.choices:
             for action in commands.choices[word]._actions:
-                found |= dict.fromkeys(action.option_strings, action.nargs != 0)
+                options |= dict.fromkeys(action.option_strings, action.nargs != 0)
             break
-    return found
+    return options
 
 
 def _split_overrides(
     arguments: Sequence[str], known: Mapping[str, bool]
 ) -> tuple[list[str], list[str]]:
-    """Part the command line into what the parser knows and `--section.key VALUE`.
+    """Split the command line into the parser's own arguments and `--section.key VALUE`.
 
-    argparse cannot: it would take the VALUE of an option that it does not know for RECIPE.
+    argparse cannot do this: it would take the VALUE of an unknown option for RECIPE.
     """
     own: list[str] = []
     overrides: list[str] = []
@@ -346,13 +348,13 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
     if process_rank() == 0 and not sees_gpu():
         hint = idle_cores(recipe, num_processes(), usable_cores())
         if hint is not None:
-            print(f"r1lab: {hint}", file=sys.stderr)
+            print(f"r1lab: {hint}")
     from r1lab.grpo.trainer import train
 
     try:
         ended = train(recipe, resume=options.resume, force=options.force)
     finally:
-        # Also of a run that stopped: its curves are where one looks first.
+        # Also after a failure: the curves are the first thing a user looks at.
         if process_rank() == 0:
             _draw(Path(recipe.run_folder))
     if process_rank() == 0 and not ended.signal:
@@ -366,7 +368,7 @@ def _train(options: argparse.Namespace, overrides: list[Override]) -> int:
 
 
 def _quickstart(options: argparse.Namespace, overrides: list[Override]) -> int:
-    """Train the shipped base; on a CPU in as many processes as suit its cores."""
+    """Train the shipped base model; on a CPU with as many processes as suit its cores."""
     given = dict(overrides)
     run = Path(given.get("output", f"runs/{given.get('name', 'quickstart')}"))
     options.recipe, options.preflight, options.force = "quickstart", False, False
@@ -377,7 +379,7 @@ def _quickstart(options: argparse.Namespace, overrides: list[Override]) -> int:
         from r1lab.config.recipe import TrainRecipe
 
         recipe = load_recipe("quickstart", overrides, schema=TrainRecipe)
-        _check(recipe, dry_run=False)  # bad input is one line here, before there are processes
+        _check(recipe, dry_run=False)  # before launching, so bad input is reported once
         processes = cpu_processes(recipe, cores)
     start.let_threads_sleep(cores // processes)
     if processes == 1:
@@ -402,8 +404,8 @@ def _draw(folder: Path) -> None:
         try:
             draw_curves(run)
             write_report([run])
-        except Exception as error:  # no disk or memory for it: what stopped the run is to be told
-            print(f"r1lab: curves and report are not drawn: {error}", file=sys.stderr)
+        except Exception as error:  # e.g. disk full; must not mask the error that stopped the run
+            print(f"r1lab: could not draw curves and report: {error}", file=sys.stderr)
 
 
 def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:
@@ -420,7 +422,7 @@ def _pretrain(options: argparse.Namespace, overrides: list[Override]) -> int:
         return 0
     from r1lab.stages.pretrain import pretrain
 
-    print(f"the base lies in {pretrain(recipe)}")
+    print(f"the base model is in {pretrain(recipe)}")
     return 0
 
 
@@ -443,7 +445,7 @@ def _show(options: argparse.Namespace, overrides: list[Override]) -> int:
 
 
 def _check(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> None:
-    """Refuse what cannot run, and warn of what may not work out. Imports no torch."""
+    """Refuse a recipe that cannot run and print warnings. Does not import torch."""
     from r1lab.cli.checks import check_run
 
     for warning in check_run(recipe, dry_run=dry_run, writes=writes):
@@ -458,7 +460,7 @@ def _print_resolved(recipe: BaseModel) -> None:
 
 
 def _print_plan(recipe: TrainRecipe) -> None:
-    """The resolved recipe, one prompt, and what a run would do."""
+    """Print the resolved recipe, one prompt, and a summary of the run."""
     from r1lab.problems.registry import load_mixture
     from r1lab.prompts import TEMPLATES
 
@@ -488,9 +490,9 @@ def _print_plan(recipe: TrainRecipe) -> None:
 
 @contextmanager
 def _once_over_processes() -> Iterator[None]:
-    """Around checks that go the same way in every process: only rank 0 reports what they find.
+    """Wrap checks that give the same result in every process, so that only rank 0 reports errors.
 
-    The others wait a moment before they leave, because a launcher ends all as soon as one does.
+    The other ranks wait before they exit, because a launcher kills all ranks once one has exited.
     """
     try:
         yield

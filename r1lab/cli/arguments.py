@@ -1,4 +1,4 @@
-"""What options of the command line take: numbers within bounds, refused in words."""
+"""Argument types of the command line: numbers within bounds, with one-line errors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose refusals are one line like all others of this program."""
+    """An argparse parser whose errors are one line, like all other errors of r1lab."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and leave with exit code 2."""
+        """Print the error and exit with code 2."""
         self.exit(2, f"r1lab: error: {message}; see {self.prog} --help\n")
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """A whole number of at least so much."""
+    """Return an argument type for whole numbers of at least `least`."""
 
     def read(text: str) -> int:
         try:
@@ -32,7 +32,7 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """A finite number above 0."""
+    """Parse a finite number above 0."""
     value = finite(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
@@ -40,7 +40,7 @@ def positive(text: str) -> float:
 
 
 def finite(text: str) -> float:
-    """A finite number."""
+    """Parse a finite number."""
     try:
         value = float(text)
     except ValueError:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from r1lab.doctor.records import Report
 
-CANNOT_TRAIN = 2  # the exit code where something is missing that training needs
+CANNOT_TRAIN = 2  # exit code if something required for training is missing
 
 _SIGNS = {"ok": "ok", "warning": "WARN", "missing": "MISSING"}
 
 
 def add_doctor_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab doctor`."""
+    """Add the arguments of `r1lab doctor`."""
     parser.set_defaults(takes_overrides=False)
-    parser.add_argument("--json", metavar="FILE", help="write all that was found there too")
-    parser.epilog = f"Exit code {CANNOT_TRAIN} where something is missing that training needs."
+    parser.add_argument("--json", metavar="FILE", help="also write all findings to FILE")
+    parser.epilog = f"Exits with code {CANNOT_TRAIN} if something required for training is missing."
 
 
 def doctor(options: argparse.Namespace, _: object) -> int:

@@ -1,4 +1,4 @@
-"""The command `r1lab estimate`, and the lines of it that a dry run shows."""
+"""The command `r1lab estimate`, and its summary in a dry run."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ if TYPE_CHECKING:
 
 
 def add_estimate_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab estimate`."""
+    """Add the arguments of `r1lab estimate`."""
     parser.usage = f"{parser.prog} RECIPE [options] [--section.key VALUE ...]"
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, a run folder or a name")
     parser.add_argument(
-        "--gpus", metavar="NxNAME", help="8xH100, RTX4090, ..., cpu (default: this machine's)"
+        "--gpus",
+        metavar="NxNAME",
+        help="hardware: 8xH100, RTX4090, ..., cpu (default: this machine)",
     )
     parser.add_argument(
-        "--price", type=positive, help="dollars an hour of one (default: what is usual)"
+        "--price", type=positive, help="US dollars per device-hour (default: a typical price)"
     )
     parser.add_argument(
-        "--mean-tokens", type=positive, help="of a response, on average (default: a guess)"
+        "--mean-tokens", type=positive, help="mean tokens per response (default: a guess)"
     )
     parser.add_argument(
         "--layout", choices=("replicated", "sharded", "megatron"),
-        help="how the trainer is spread (default: the first of the first two that fits)",
+        help="how the trainer is distributed (default: replicated if it fits, else sharded)",
     )  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write all of it there too")
+    parser.add_argument("--json", metavar="FILE", help="also write the full estimate to FILE")
     parser.epilog = (
-        "No weights are read, and nothing is fetched. model.path may also be v3 or lite, for "
-        "DeepSeek-V3's and V2-Lite's shapes."
+        "Reads no weights and downloads nothing. model.path may also be v3 or lite, the shapes of "
+        "DeepSeek-V3 and V2-Lite."
     )
 
 
@@ -52,22 +54,22 @@ def estimate(options: argparse.Namespace, overrides: list[Override]) -> int:
         check_writable_file(options.json, "--json")
     recipe = load_recipe(options.recipe, overrides, schema=TrainRecipe)
     cluster = parse_gpus(options.gpus) if options.gpus else local_cluster()
-    found = estimate_recipe(
+    result = estimate_recipe(
         recipe, cluster, price=options.price, mean=options.mean_tokens, layout=options.layout
     )
-    print(table(found))
+    print(table(result))
     if options.json:
-        Path(options.json).write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+        Path(options.json).write_text(json.dumps(result.as_dict(), indent=1) + "\n")
     return 0
 
 
 def print_brief(recipe: TrainRecipe) -> None:
-    """The estimate on this machine in three lines, or the one line of why there is none."""
+    """Print the estimate for this machine in three lines, or one line why there is none."""
     from r1lab.estimate.hardware import local_cluster
     from r1lab.estimate.recipe import estimate_recipe
     from r1lab.estimate.table import brief
 
     try:
         print(brief(estimate_recipe(recipe, local_cluster())))
-    except R1labError as error:  # a hub's model is not fetched for a dry run
+    except R1labError as error:  # a dry run does not download a model from the hub
         print(f"no estimate: {error}")

@@ -1,4 +1,4 @@
-"""The commands about evaluation: `r1lab eval` and `r1lab compare`."""
+"""The evaluation commands: `r1lab eval` and `r1lab compare`."""
 
 from __future__ import annotations
 
@@ -19,75 +19,93 @@ if TYPE_CHECKING:
 
 
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab eval`."""
+    """Add the arguments of `r1lab eval`."""
     parser.usage = f"{parser.prog} MODEL [--suite NAME] [options] [--section.key VALUE ...]"
     parser.add_argument(
         "model", metavar="MODEL", nargs="?",
         help="a run folder (its trained model), a recipe (its base), a checkpoint, an adapter, a "
-        "model's folder, a shipped base, a hub name, or the URL of a running server",
+        "model folder, a shipped base model, a hub name, or the URL of a running server",
     )  # fmt: skip
     add = parser.add_argument
     add(
         "--suite", action="append", default=[], metavar="NAME",
-        help="what to ask (may be repeated); default: held-out problems of a run or recipe",
+        help="suite to evaluate on, repeatable (default: held-out problems of the run or recipe)",
     )  # fmt: skip
-    add("--list", action="store_true", help="list the suites, and exit")
-    add("--path", metavar="PLACE", help="where the suite's data lie: folder, file or hub name")
-    add("--columns", metavar="NAMES", help="of a table: question=its column,answer=its column")
+    add("--list", action="store_true", help="list the suites and exit")
+    add("--path", metavar="PLACE", help="location of the suite's data: folder, file or hub name")
+    add("--columns", metavar="NAMES", help="columns of a table: question=COLUMN,answer=COLUMN")
     add("--settings", choices=["paper"], help="temperature 0.6, top-p 0.95, k 64 or 16")
     add(
         "--k",
         type=whole(1),
-        help="samples of each problem (4; as the recipe says for held-out ones)",
+        help="samples per problem (default: 4; for held-out problems, the recipe's)",
     )
     add("--num", type=whole(1), help="problems (default: all of a finite suite, else 240)")
-    add("--temperature", type=finite, help="of sampling (1.0); 0 is greedy")
-    add("--top-p", type=positive, help="of sampling (1.0)")
-    add("--max-tokens", type=whole(1), help="of a response (the suite's own)")
-    add("--seed", type=whole(0), default=1234, help="of the problems and of sampling (1234)")
+    add("--temperature", type=finite, help="sampling temperature (default: 1.0); 0: greedy")
+    add("--top-p", type=positive, help="nucleus sampling threshold (default: 1.0)")
+    add("--max-tokens", type=whole(1), help="maximum tokens of a response (default: the suite's)")
+    add(
+        "--seed", type=whole(0), default=1234,
+        help="random seed for problems and sampling (default: 1234)",
+    )  # fmt: skip
     add(
         "--template", default="auto", metavar="NAME",
-        help="auto, chat, few-shot, r1-zero, compact, plain (auto: as trained, else the chat "
-        "template, else R1-Zero's)",
+        help="prompt template: auto, chat, few-shot, r1-zero, compact, plain (auto: as trained, "
+        "else the chat template, else r1-zero)",
     )  # fmt: skip
-    add("--shots", type=whole(0), default=0, help="solved examples before the question (0)")
-    add("--greedy", action="store_true", help="one greedy answer to each problem as well")
-    add("--budgets", metavar="TOKENS", help="also cut the thinking after so many: 32,64,128")
-    add("--grader", metavar="REWARD", help="judge with this reward as well (math_verify)")
-    add("--trained-on", metavar="WHAT", help="a run, recipe or table: look for it in the suite")
+    add(
+        "--shots", type=whole(0), default=0,
+        help="solved examples placed before the question (default: 0)",
+    )  # fmt: skip
+    add("--greedy", action="store_true", help="also score one greedy answer per problem")
+    add(
+        "--budgets", metavar="TOKENS",
+        help="also evaluate with thinking cut off after N tokens, for each N: 32,64,128",
+    )  # fmt: skip
+    add("--grader", metavar="REWARD", help="second reward to score with, e.g. math_verify")
+    add(
+        "--trained-on", metavar="WHAT",
+        help="training data (a run, recipe or table) to check the suite against for contamination",
+    )  # fmt: skip
     add(
         "--against", action="append", default=[], metavar="FILE",
-        help="a result to compare with (repeated: runs of other seeds)",
+        help="result to compare with; repeat it for runs with other seeds",
     )  # fmt: skip
-    add("--engine", choices=["vllm", "transformers"], help="that samples (vllm)")
-    add("--dtype", type=settled, choices=CHOICES, help="of the weights (as this machine is fast)")
-    add("--gguf-file", metavar="FILE", help="in MODEL, when it holds a GGUF")
-    add("--kv-cache-gib", type=positive, help="vLLM's cache on the CPU (1)")
-    add("--served-model", metavar="NAME", help="of a server that serves several")
-    add("--out", metavar="FOLDER", help="of the results (default: RUN/eval/suites, or evals/MODEL)")
-    add("--json", metavar="FILE", help="write the result there too (one suite)")
+    add("--engine", choices=["vllm", "transformers"], help="sampling engine (default: vllm)")
+    add(
+        "--dtype", type=settled, choices=CHOICES,
+        help="dtype of the weights (default: the faster one on this machine)",
+    )  # fmt: skip
+    add("--gguf-file", metavar="FILE", help="GGUF file inside MODEL")
+    add("--kv-cache-gib", type=positive, help="vLLM's KV cache on the CPU, in GiB (default: 1)")
+    add("--served-model", metavar="NAME", help="model name, if the server serves several models")
+    add(
+        "--out", metavar="FOLDER",
+        help="folder for the results (default: RUN/eval/suites or evals/MODEL)",
+    )  # fmt: skip
+    add("--json", metavar="FILE", help="also write the result to FILE (one suite only)")
     add(
         "--summary", metavar="FILE",
-        help="when all suites are done, write their figures there, without samples",
+        help="when all suites are done, write their metrics to FILE, without samples",
     )  # fmt: skip
-    add("--dry-run", action="store_true", help="check everything, say what would be done, stop")
+    add("--dry-run", action="store_true", help="check everything, print the plan and exit")
     parser.epilog = (
-        "Every figure stands with its 95% interval over problems. An interrupted evaluation goes\n"
-        "on where it stopped when it is called again. docs/evaluation.md says what figures mean."
+        "Every metric is reported with its 95% interval over problems. Run the same command again\n"
+        "to resume an interrupted evaluation. docs/evaluation.md explains the metrics."
     )
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab compare`."""
+    """Add the arguments of `r1lab compare`."""
     parser.set_defaults(takes_overrides=False)
     parser.add_argument("first", metavar="FIRST", nargs="+", help="results, or folders of results")
     parser.add_argument(
         "--with", dest="second", metavar="SECOND", nargs="+", default=[],
-        help="results of the same suites to set against them; without it, FIRST across seeds",
+        help="results of the same suites to compare with; without it, compare FIRST across seeds",
     )  # fmt: skip
     parser.epilog = (
-        "Files of one suite on a side are taken for runs that differ by their seed. A difference\n"
-        "is always printed with its interval and p-value, paired by problem."
+        "Several files of one suite on the same side are treated as runs with different seeds.\n"
+        "Every difference is printed with its interval and p-value, paired by problem."
     )
 
 
@@ -158,7 +176,7 @@ def compare(options: argparse.Namespace, _: object) -> int:
     shared = [s for s in suites if any(result.get("suite") == s for result in second)]
     if not shared:
         raise R1labError(
-            f"nothing to compare: suites {', '.join(map(str, suites))} against "
+            f"no suite in common: {', '.join(map(str, suites))} against "
             f"{', '.join(sorted({str(result.get('suite')) for result in second}))}"
         )
     for suite in shared:
@@ -169,7 +187,7 @@ def compare(options: argparse.Namespace, _: object) -> int:
 
 
 class _EvalProgress:
-    """A bar in a terminal, a line for each chunk elsewhere."""
+    """A progress bar in a terminal, otherwise one line per chunk."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -202,9 +220,9 @@ def _chosen(options: argparse.Namespace) -> EvalOptions:
         if value is not None and value <= 0:
             raise R1labError(f"--{name.replace('_', '-')}: {value} must be above 0")
     if options.shots < 0:
-        raise R1labError(f"--shots: {options.shots} must be 0 or more")
+        raise R1labError(f"--shots: {options.shots} must be at least 0")
     if options.temperature is not None and options.temperature < 0:
-        raise R1labError(f"--temperature: {options.temperature:g} must be 0 or above")
+        raise R1labError(f"--temperature: {options.temperature:g} must be at least 0")
     if options.top_p is not None and not 0 < options.top_p <= 1:
         raise R1labError(f"--top-p: {options.top_p:g} must be above 0 and at most 1")
     return EvalOptions(
@@ -221,8 +239,8 @@ def _chosen(options: argparse.Namespace) -> EvalOptions:
 
 def _columns(text: str | None) -> tuple[tuple[str, str], ...]:
     pairs = [pair.partition("=") for pair in text.split(",")] if text else []
-    for name, told, column in pairs:
-        if name.strip() not in ("question", "answer", "id") or not told or not column:
+    for name, equals, column in pairs:
+        if name.strip() not in ("question", "answer", "id") or not equals or not column:
             raise R1labError(f"--columns: {text!r}; write question=COLUMN,answer=COLUMN,id=COLUMN")
     return tuple((name.strip(), column.strip()) for name, _, column in pairs)
 
@@ -230,12 +248,12 @@ def _columns(text: str | None) -> tuple[tuple[str, str], ...]:
 def _budgets(text: str | None) -> tuple[int, ...]:
     words = text.split(",") if text else []
     if not all(word.strip().isdigit() and int(word) > 0 for word in words):
-        raise R1labError(f"--budgets: {text!r} must be numbers of tokens: 32,64,128")
+        raise R1labError(f"--budgets: {text!r} must be token counts separated by commas: 32,64,128")
     return tuple(sorted({int(word) for word in words}))
 
 
 def _check_writable(file: str, num_suites: int, key: str = "--json") -> None:
-    """Before any work: figures that cannot be written are work lost."""
+    """Check before any work that the results can be written."""
     from r1lab.cli.checks import check_writable_file
 
     if num_suites > 1:
@@ -244,7 +262,7 @@ def _check_writable(file: str, num_suites: int, key: str = "--json") -> None:
 
 
 def _results_of(places: Sequence[str]) -> list[dict[str, Any]]:
-    """The results in files, and in all files of folders."""
+    """Read the results in the given files, and in all JSON files of the given folders."""
     from r1lab.evaluate.result_store import read_result
 
     files: list[Path] = []
@@ -252,6 +270,6 @@ def _results_of(places: Sequence[str]) -> list[dict[str, Any]]:
         path = Path(place).expanduser()
         inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not inside:
-            raise R1labError(f"{place} holds no results (*.json)")
+            raise R1labError(f"{place} contains no results (*.json)")
         files += inside
     return [read_result(path) for path in files]

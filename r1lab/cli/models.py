@@ -1,4 +1,4 @@
-"""The commands for using models: `r1lab lineage`, `export`, `serve` and `chat`."""
+"""The commands that use models: `r1lab lineage`, `export`, `serve` and `chat`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def add_lineage_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab lineage`."""
+    """Add the arguments of `r1lab lineage`."""
     parser.set_defaults(takes_overrides=False)
     parser.add_argument(
         "model", metavar="MODEL",
-        help="a model's folder, a run folder (its newest checkpoint), a checkpoint, a dataset, or "
-        "a shipped base",
+        help="a model folder, a run folder (its newest checkpoint), a checkpoint, a dataset, or "
+        "a shipped base model",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print the records instead")
+    parser.add_argument("--json", action="store_true", help="print the records as JSON")
     parser.epilog = (
-        "pass@1 stands with its interval where an evaluation was kept. `changed since`: the files\n"
-        "are no longer those that were recorded; `gone`: they are not there."
+        "pass@1 is shown with its interval if an evaluation was stored. `changed since`: the files\n"
+        "differ from the recorded ones; `gone`: they no longer exist."
     )
 
 
@@ -48,14 +48,14 @@ def lineage(options: argparse.Namespace, _: object) -> int:
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab export`."""
+    """Add the arguments of `r1lab export`."""
     _add_model(parser)
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="a new folder for it")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="new folder to write")
     _add_prompt(parser)
     parser.add_argument(
-        "--dtype", type=settled, choices=CHOICES, help="of the weights (as they are)"
+        "--dtype", type=settled, choices=CHOICES, help="dtype of the weights (default: unchanged)"
     )
-    parser.add_argument("--gguf-file", metavar="FILE", help="in MODEL, when it holds a GGUF")
+    parser.add_argument("--gguf-file", metavar="FILE", help="GGUF file inside MODEL")
 
 
 def export(options: argparse.Namespace, overrides: list[Override]) -> int:
@@ -68,38 +68,53 @@ def export(options: argparse.Namespace, overrides: list[Override]) -> int:
         gguf_file=options.gguf_file,
     )  # fmt: skip
     print(
-        f"{out}: an ordinary Hugging Face folder; README.md is its card, lineage.json its descent"
+        f"{out}: a standard Hugging Face folder; README.md is the model card, lineage.json the "
+        "lineage"
     )
     return 0
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab serve`."""
+    """Add the arguments of `r1lab serve`."""
     _add_model(parser)
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
-    add("--port", type=whole(1), default=8000, help="port to listen on (8000)")
+    add(
+        "--host", default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only)",
+    )  # fmt: skip
+    add("--port", type=whole(1), default=8000, help="port to listen on (default: 8000)")
     add(
         "--key-file", metavar="FILE",
-        help="holds the key that clients must send; else $R1LAB_SERVER_KEY, needed for any other "
-        "host than this one",
+        help="file with the key that clients must send (default: $R1LAB_SERVER_KEY); a key is "
+        "required unless the host is local",
     )  # fmt: skip
-    add("--name", help="what clients call the model (its label)")
+    add("--name", help="model name that clients use (default: its label)")
     add(
         "--reasoning", default="r1lab", metavar="PARSER",
-        help="takes thinking and content apart: r1lab, a parser of vLLM's, or none (r1lab)",
+        help="parser that separates thinking from content: r1lab, one of vLLM's, or none "
+        "(default: r1lab)",
     )  # fmt: skip
     _add_prompt(parser)
-    add("--dtype", type=settled, choices=CHOICES, help="of the weights (as this machine is fast)")
-    add("--max-model-len", type=whole(1), help="prompt and response together (as the model allows)")
-    add("--kv-cache-gib", type=positive, default=1.0, help="vLLM's cache on the CPU (1)")
     add(
-        "--gpu-memory-utilization", type=positive, default=0.9, help="share of a GPU's memory (0.9)"
-    )
-    add("--vllm-args", default="", metavar="ARGS", help="further arguments of `vllm serve`")
+        "--dtype", type=settled, choices=CHOICES,
+        help="dtype of the weights (default: the faster one on this machine)",
+    )  # fmt: skip
+    add(
+        "--max-model-len", type=whole(1),
+        help="maximum tokens of prompt and response together (default: the model's)",
+    )  # fmt: skip
+    add(
+        "--kv-cache-gib", type=positive, default=1.0,
+        help="vLLM's KV cache on the CPU, in GiB (default: 1)",
+    )  # fmt: skip
+    add(
+        "--gpu-memory-utilization", type=positive, default=0.9,
+        help="fraction of GPU memory that vLLM may use (default: 0.9)",
+    )  # fmt: skip
+    add("--vllm-args", default="", metavar="ARGS", help="additional arguments for `vllm serve`")
     parser.epilog = (
-        "Clients of OpenAI's find thinking in `reasoning` (and `reasoning_content`) and what\n"
-        "stands behind it in `content`. docs/using-models.md has examples."
+        "OpenAI clients find the thinking in `reasoning` (and `reasoning_content`) and the rest of\n"
+        "the response in `content`. docs/using-models.md has examples."
     )
 
 
@@ -129,32 +144,53 @@ def serve(options: argparse.Namespace, overrides: list[Override]) -> int:
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab chat`."""
+    """Add the arguments of `r1lab chat`."""
     _add_model(parser, ", or the URL of a running server")
     add = parser.add_argument
     add(
         "--thinking", choices=["show", "dim", "hide"],
-        help="how the thinking part is shown (dim in a terminal, hide elsewhere)",
+        help="how to display thinking (default: dim in a terminal, otherwise hide)",
     )  # fmt: skip
-    add("--engine", choices=["vllm", "transformers"], help="that samples (as in training, vllm)")
+    add(
+        "--engine", choices=["vllm", "transformers"],
+        help="sampling engine (default: as in training, else vllm)",
+    )  # fmt: skip
     _add_prompt(parser)
-    add("--temperature", type=finite, help="of sampling (as evaluated, 1.0); 0 is greedy")
-    add("--top-p", type=positive, help="of sampling (as evaluated, 1.0)")
-    add("--max-tokens", type=whole(1), help="of an answer (all that the model has room for)")
-    add("--seed", type=whole(0), help="of every answer: the same question has the same answer")
-    add("--dtype", type=settled, choices=CHOICES, help="of the weights (as this machine is fast)")
-    add("--kv-cache-gib", type=positive, default=1.0, help="vLLM's cache on the CPU (1)")
-    add("--served-model", metavar="NAME", help="of a server that serves several")
+    add(
+        "--temperature", type=finite,
+        help="sampling temperature (default: as in evaluation, else 1.0); 0: greedy",
+    )  # fmt: skip
+    add(
+        "--top-p", type=positive,
+        help="nucleus sampling threshold (default: as in evaluation, else 1.0)",
+    )  # fmt: skip
+    add(
+        "--max-tokens", type=whole(1),
+        help="maximum tokens of an answer (default: the rest of the model's context)",
+    )  # fmt: skip
+    add(
+        "--seed", type=whole(0),
+        help="sampling seed of every answer, so that the same question gets the same answer",
+    )  # fmt: skip
+    add(
+        "--dtype", type=settled, choices=CHOICES,
+        help="dtype of the weights (default: the faster one on this machine)",
+    )  # fmt: skip
+    add(
+        "--kv-cache-gib", type=positive, default=1.0,
+        help="vLLM's KV cache on the CPU, in GiB (default: 1)",
+    )  # fmt: skip
+    add("--served-model", metavar="NAME", help="model name, if the server serves several models")
     parser.epilog = (
-        "Ctrl-T or /thinking switches how thinking is shown, Ctrl-C stops an answer, Ctrl-D\n"
-        "leaves. Without a terminal each line of the input is a question."
+        "Ctrl-T or /thinking toggles the display of thinking, Ctrl-C stops an answer, Ctrl-D\n"
+        "exits. Without a terminal, each line of the input is a question."
     )
 
 
 def chat(options: argparse.Namespace, overrides: list[Override]) -> int:
     """`r1lab chat MODEL`."""
     if options.temperature is not None and options.temperature < 0:
-        raise R1labError(f"--temperature: {options.temperature:g} must be 0 or above")
+        raise R1labError(f"--temperature: {options.temperature:g} must be at least 0")
     if options.top_p is not None and options.top_p > 1:
         raise R1labError(f"--top-p: {options.top_p:g} must be above 0 and at most 1")
     target = _target(options, overrides)
@@ -179,15 +215,15 @@ def _add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument(
         "model", metavar="MODEL",
         help="a run folder (its trained model), a recipe (its base), a checkpoint, an adapter, a "
-        f"model's folder, a shipped base, a hub name{more}",
+        f"model folder, a shipped base model, a hub name{more}",
     )  # fmt: skip
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template", default="auto", metavar="NAME",
-        help="how it is asked: auto, chat, r1-zero, compact, plain, ... (auto: as trained, else "
-        "its own chat template)",
+        help="prompt template: auto, chat, r1-zero, compact, plain, ... (auto: as trained, else "
+        "the model's chat template)",
     )  # fmt: skip
 
 

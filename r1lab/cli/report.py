@@ -10,13 +10,17 @@ from r1lab.types import R1labError
 
 
 def add_watch_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab watch`."""
+    """Add the arguments of `r1lab watch`."""
     parser.set_defaults(takes_overrides=False)
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument(
-        "--every", type=positive, default=2.0, metavar="SECONDS", help="between looks (default: 2)"
+        "--every",
+        type=positive,
+        default=2.0,
+        metavar="SECONDS",
+        help="refresh interval (default: 2)",
     )
-    parser.add_argument("--once", action="store_true", help="show what is there, and leave")
+    parser.add_argument("--once", action="store_true", help="print the current state and exit")
 
 
 def watch(options: argparse.Namespace, _: object) -> int:
@@ -30,24 +34,31 @@ def watch(options: argparse.Namespace, _: object) -> int:
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab report`."""
+    """Add the arguments of `r1lab report`."""
     parser.set_defaults(takes_overrides=False)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, laid over each other")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="run folders, overlaid in one report"
+    )
     parser.add_argument(
         "--output", metavar="FILE",
-        help="the page (default: report.html in the run folder; of several runs, in this one)",
+        help="file to write (default: report.html in the run folder; for several runs, in the "
+        "current folder)",
     )  # fmt: skip
     parser.add_argument(
         "--samples", type=whole(0), default=100_000, metavar="N",
-        help="transcripts at most; 0: none (default: 100,000)",
+        help="maximum number of transcripts; 0: none (default: 100,000)",
     )  # fmt: skip
     parser.add_argument(
-        "--price", type=positive, metavar="DOLLARS", help="of an hour of the machine, for the cost"
-    )
-    parser.add_argument("--watts", type=positive, metavar="W", help="it draws, for the energy")
+        "--price", type=positive, metavar="DOLLARS",
+        help="price of the machine in US dollars per hour, used to estimate cost",
+    )  # fmt: skip
+    parser.add_argument(
+        "--watts", type=positive, metavar="W",
+        help="power draw of the machine in watts, used to estimate energy",
+    )  # fmt: skip
     parser.epilog = (
-        "One HTML file that needs no network: curves with intervals, every sample with its\n"
-        "verdict, settings, versions and cost. It may be written while a run goes."
+        "Writes one HTML file that needs no network: curves with intervals, every sample with its\n"
+        "verdict, settings, versions and cost. It can be written while a run is in progress."
     )
 
 

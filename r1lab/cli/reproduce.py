@@ -19,33 +19,34 @@ if TYPE_CHECKING:
 
 
 def add_reproduce_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab reproduce`."""
+    """Add the arguments of `r1lab reproduce`."""
     parser.usage = f"{parser.prog} NAME... [options]"
     parser.set_defaults(takes_overrides=False)
     parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="experiments; `all` for every one that ships"
+        "names", metavar="NAME", nargs="*", help="experiments to run; `all` for every shipped one"
     )
-    parser.add_argument("--list", action="store_true", help="list the experiments, and exit")
+    parser.add_argument("--list", action="store_true", help="list the experiments and exit")
     parser.add_argument(
-        "--seeds", type=whole(1), metavar="N", help="run seeds 0 to N-1 (as each experiment says)"
+        "--seeds", type=whole(1), metavar="N", help="run seeds 0 to N-1 (default: per experiment)"
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", default="runs/reproduce", help="of the runs (runs/reproduce)"
-    )
+        "--out", metavar="FOLDER", default="runs/reproduce",
+        help="folder for the runs (default: runs/reproduce)",
+    )  # fmt: skip
     parser.add_argument(
         "--records", metavar="FILE", type=Path,
-        help="runs whose records are in it are not made again (docs/reproduction/records.json)",
+        help="records of earlier runs, which are not repeated (docs/reproduction/records.json)",
     )  # fmt: skip
     parser.add_argument(
         "--jobs", type=whole(1), metavar="N",
-        help="processes side by side (as many as cores, at most one a run)",
+        help="parallel processes (default: one per core, at most one per run)",
     )  # fmt: skip
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be run and what is there, and stop"
+        "--dry-run", action="store_true", help="list finished and remaining runs, and exit"
     )
     parser.epilog = (
-        "An interrupted campaign goes on where it stopped when it is called again. Runs that\n"
-        "several experiments share are run once. docs/reproduction.md has the committed results."
+        "Run the same command again to resume an interrupted campaign. Runs that several\n"
+        "experiments share are run once. docs/reproduction.md has the committed results."
     )
 
 
@@ -55,8 +56,8 @@ def reproduce(options: argparse.Namespace, _: object) -> int:
 
     if options.list:
         for name in experiment_names():
-            found = load_experiment(name)
-            print(f"{name:12} {found.claim} ({found.source}; {found.minutes:g} min a seed)")
+            listed = load_experiment(name)
+            print(f"{name:12} {listed.claim} ({listed.source}; {listed.minutes:g} min per seed)")
         return 0
     if not options.names:
         raise R1labError("reproduce: name an experiment, or `all` (see r1lab reproduce --list)")
@@ -84,12 +85,12 @@ def _run(options: argparse.Namespace, experiments: list[Experiment]) -> int:
     if options.dry_run:
         for task in tasks:
             print(f"{'done' if task.is_done else 'to do':6} {task.label}: {task.done}")
-        print(f"{len(left)} of {len(tasks)} to be run, {jobs} side by side")
+        print(f"{len(left)} of {len(tasks)} runs to do, {jobs} in parallel")
         return 0
     try:
         failed = run_tasks(tasks, jobs=jobs, threads=max(cores // jobs, 1), say=print)
     except KeyboardInterrupt:
-        print("interrupted; its runs are saved, and the same command goes on with them")
+        print("interrupted; the runs are saved, run the same command again to resume")
         raise
     for campaign in campaigns:
         for experiment in campaign.experiments:
@@ -102,7 +103,7 @@ def _run(options: argparse.Namespace, experiments: list[Experiment]) -> int:
 
 
 def _tell(campaign: Campaign, experiment: Experiment) -> None:
-    """Print an experiment's verdict, and write it with its picture below the campaign's folder."""
+    """Print an experiment's verdict; write it and its plot into the campaign's folder."""
     from r1lab.reproduce.draw import draw_experiment
     from r1lab.reproduce.measure import outcome_of
 
@@ -117,7 +118,7 @@ def _tell(campaign: Campaign, experiment: Experiment) -> None:
 
 
 def print_outcome(outcome: ExperimentOutcome) -> None:
-    """A verdict with the figures that it rests on."""
+    """Print a verdict with the measurements it is based on."""
     seeds = f"{len(outcome.seeds)} seed{'s' if len(outcome.seeds) > 1 else ''}"
     print(f"\n{outcome.name}: {outcome.verdict} ({seeds})\n  {outcome.claim} ({outcome.source})")
     for finding in outcome.findings:

@@ -1,4 +1,4 @@
-"""The commands about rewards: `r1lab new reward` and `r1lab verify`."""
+"""The reward commands: `r1lab new reward` and `r1lab verify`."""
 
 from __future__ import annotations
 
@@ -19,43 +19,59 @@ from r1lab.types import Problem, R1labError
 if TYPE_CHECKING:
     from r1lab.verify import Reward
 
-CHECK_FAILED = 3  # the exit code of a reward that does not tell right from wrong
+CHECK_FAILED = 3  # exit code for a reward that fails its check
 
 
 def add_verify_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab verify`."""
+    """Add the arguments of `r1lab verify`."""
     parser.set_defaults(takes_overrides=False)
     parser.add_argument(
-        "reward", metavar="REWARD", help="boxes, file.py:function, package.module:function; "
+        "reward", metavar="REWARD", help="boxes, file.py:function, package.module:function, or "
         "`problem` for the verifier that each problem names",
     )  # fmt: skip
     parser.add_argument(
         "--problems", metavar="SOURCE", required=True,
-        help="boxes, problems.jsonl, problems.parquet, file.py:load, package.module:load",
+        help="problem source: boxes, problems.jsonl, problems.parquet, file.py:load, "
+        "package.module:load",
     )  # fmt: skip
     parser.add_argument("--num", type=whole(1), default=100, help="problems to use (default: 100)")
     parser.add_argument(
-        "--columns", metavar="NAMES", help="of a file: question=its column,answer=its column"
+        "--columns", metavar="NAMES", help="columns of a file: question=COLUMN,answer=COLUMN"
     )
-    parser.add_argument("--options", metavar="YAML", help="of the reward: '{tolerance: 0.1}'")
-    parser.add_argument("--problem-options", metavar="YAML", help="of the source, likewise")
-    parser.add_argument("--template", default="r1-zero", help="of the responses (r1-zero)")
-    parser.add_argument("--full", type=finite, default=1.0, help="score of a right answer (1)")
-    parser.add_argument("--seconds", type=positive, default=5.0, help="limit of a response (5)")
-    parser.add_argument("--memory-mib", type=whole(1), default=1024, help="likewise (1024)")
-    parser.add_argument("--no-isolate", action="store_true", help="run it in this process")
-    parser.add_argument("--json", metavar="FILE", help="write the report there too")
+    parser.add_argument(
+        "--options", metavar="YAML", help="options of the reward: '{tolerance: 0.1}'"
+    )
+    parser.add_argument(
+        "--problem-options", metavar="YAML", help="options of the problem source, in the same form"
+    )
+    parser.add_argument(
+        "--template", default="r1-zero", help="template of the responses (default: r1-zero)"
+    )
+    parser.add_argument(
+        "--full", type=finite, default=1.0, help="score of a correct answer (default: 1)"
+    )
+    parser.add_argument(
+        "--seconds", type=positive, default=5.0, help="time limit per response (default: 5)"
+    )
+    parser.add_argument(
+        "--memory-mib", type=whole(1), default=1024,
+        help="memory limit per response, in MiB (default: 1024)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-isolate", action="store_true", help="run the reward in this process, without limits"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the report to FILE")
     parser.epilog = (
-        "Gold answers must score full; empty, wrong, hostile and merely well-formed responses\n"
-        f"must not. Exit code {CHECK_FAILED} when one of them fails."
+        "Gold answers must get the full score; empty, wrong, hostile and merely well-formed\n"
+        f"responses must not. Exits with code {CHECK_FAILED} if any of these checks fails."
     )
 
 
 def add_new_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab new`."""
+    """Add the arguments of `r1lab new`."""
     parser.set_defaults(takes_overrides=False)
-    parser.add_argument("kind", metavar="KIND", choices=["reward"], help="reward")
-    parser.add_argument("name", metavar="NAME", help="of the file: NAME.py, and test_NAME.py")
+    parser.add_argument("kind", metavar="KIND", choices=["reward"], help="what to create: reward")
+    parser.add_argument("name", metavar="NAME", help="file name: writes NAME.py and test_NAME.py")
 
 
 def new(options: argparse.Namespace, _: object) -> int:
@@ -111,9 +127,9 @@ def verify(options: argparse.Namespace, _: object) -> int:
 
 
 class _VerifyProgress:
-    """Lines on stderr while a reward is tried: after a second, then at doubling intervals.
+    """Prints progress on stderr during a check: after one second, then at doubling intervals.
 
-    A thread says them, so that a reward that hangs at the first response is no silence.
+    Runs in a thread, so that progress also appears if the reward hangs on the first response.
     """
 
     def __init__(self) -> None:
@@ -137,11 +153,11 @@ class _VerifyProgress:
         wait = 1.0
         while not self._ended.wait(wait):
             seconds = time.monotonic() - self._began
-            line = f"r1lab verify: {self._done} of {self._total or '?'} responses judged"
+            line = f"r1lab verify: {self._done} of {self._total or '?'} responses scored"
             if self._done:
                 left = seconds * (self._total - self._done) / self._done
                 line += f", about {_duration(left)} left"
-            with suppress(OSError, ValueError):  # nobody reads stderr
+            with suppress(OSError, ValueError):  # stderr is closed
                 print(line, file=sys.stderr, flush=True)
             wait = min(2 * wait, 30.0)
 
@@ -151,7 +167,7 @@ def _duration(seconds: float) -> str:
 
 
 class _Rewards:
-    """The reward of each problem, loaded once: always the one that was named, or its own."""
+    """Loads each reward once: the named one for all problems, or each problem's own verifier."""
 
     def __init__(self, name: str, options: dict[str, Any], limits: object) -> None:
         self._name, self._options, self._limits = name, options, limits
@@ -170,7 +186,7 @@ class _Rewards:
 
 
 def _problems(options: argparse.Namespace) -> Sequence[Problem]:
-    """The first problems with different questions: all of a file, else those held out."""
+    """Return the first `--num` distinct problems: of the whole file, or of the held-out split."""
     from r1lab.config.recipe import SourceSettings
     from r1lab.problems.mixture import ProblemMixture, placed_problems, repeated_questions
     from r1lab.problems.registry import load_problems
@@ -182,7 +198,7 @@ def _problems(options: argparse.Namespace) -> Sequence[Problem]:
         given = {"test_fraction": 0.0, **given}
     if options.columns:
         if not is_table:
-            raise R1labError(f"--columns: only a {' or '.join(TABLES)} file has columns")
+            raise R1labError(f"--columns: only allowed for a {' or '.join(TABLES)} file")
         pairs = [pair.partition("=") for pair in options.columns.split(",")]
         given["columns"] = {name.strip(): column.strip() for name, _, column in pairs}
     settings = SourceSettings(source=options.problems, options=given)
@@ -190,12 +206,12 @@ def _problems(options: argparse.Namespace) -> Sequence[Problem]:
     whole = ProblemMixture([stream], [1.0], names=[options.problems])
     for line in repeated_questions(placed_problems(whole, "train" if is_table else "test")):
         print(f"r1lab: warning: {line}", file=sys.stderr)
-    found: dict[str, Problem] = {}
+    by_question: dict[str, Problem] = {}
     for index in range(20 * options.num):
-        found.setdefault(stream[index].question, stream[index])
-        if len(found) == options.num:
+        by_question.setdefault(stream[index].question, stream[index])
+        if len(by_question) == options.num:
             break
-    return list(found.values())
+    return list(by_question.values())
 
 
 def _yaml(option: str, text: str | None) -> dict[str, Any]:
@@ -206,5 +222,5 @@ def _yaml(option: str, text: str | None) -> dict[str, Any]:
     except YamlFault as fault:
         raise R1labError(f"{option}: {text!r} is {fault}") from None
     if not isinstance(value, dict):
-        raise R1labError(f"{option}: {text!r} names no options; write '{{name: value}}'")
+        raise R1labError(f"{option}: {text!r} is not a mapping; write '{{name: value}}'")
     return value

@@ -136,6 +136,22 @@ def names_a_path(key: str) -> bool:
     return any(keys.fullmatch(key) for keys in (_REFERENCE, _MODEL, _PLACE))
 
 
+def relative_places(values: Any, folder: Path, key: str = "") -> Any:
+    """The values of a recipe with models and places below `folder` as seen from it.
+
+    A recipe records whole paths. In a fingerprint they are relative, so that a folder may move.
+    """
+    if isinstance(values, dict):
+        prefix = f"{key}." if key else ""
+        return {k: relative_places(v, folder, f"{prefix}{k}") for k, v in values.items()}
+    if isinstance(values, list):
+        return [relative_places(v, folder, f"{key}.{i}") for i, v in enumerate(values)]
+    is_place = any(keys.fullmatch(key) for keys in (_MODEL, _PLACE))
+    if is_place and isinstance(values, str) and Path(values).is_relative_to(folder):
+        return str(Path(values).relative_to(folder))
+    return values
+
+
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that ship, by name: their path below recipes/, without `.yaml`."""
     folder = shipped_folder("recipes")

@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of: its checks, and types that keys share. No torch."""
+"""The base class of recipe sections and the types that keys share. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from r1lab.precision import settled
 
-# Counts end where numbers stop being possible: a slip of the keyboard is refused here, and not by
-# a library that counts in 32 bits.
+# Upper bound on counts: refuses typing mistakes here, before a library that counts in 32 bits
+# overflows.
 _MOST = 10**9
 Positive = Annotated[int, Field(gt=0, le=_MOST)]
 NonNegative = Annotated[int, Field(ge=0, le=_MOST)]
@@ -21,25 +21,25 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generators take
 
 def _nameable(text: str) -> str:
     if not text.strip() or not text.isprintable():
-        raise ValueError(f"{text!r} names nothing; write a name, or leave the key out")
+        raise ValueError(f"{text!r} is empty or not printable; give a name or remove the key")
     return text
 
 
-# Something that names a file, a folder, a function, ...: one line with something on it.
+# The name of a file, folder, function, ...: one non-empty line.
 Name = Annotated[str, AfterValidator(_nameable)]
-# What a run is called: also the name of its folder, so neither `.` nor `..` nor a hidden one.
+# The name of a run is also its folder's name, so `.`, `..` and hidden names are refused.
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)]
 
 
 def _address(text: str) -> str:
     if not re.fullmatch(r"https?://[^/\s@?#]+/?", text):
-        raise ValueError(f"{text!r} is not the address of a server; write http://HOST:PORT")
+        raise ValueError(f"{text!r} is not a server address; write http://HOST:PORT")
     return text.rstrip("/")
 
 
 ServerUrl = Annotated[str, AfterValidator(_address)]
 
-# What weights are computed in; `auto` is settled when a recipe is read, and never leaves it.
+# The dtype of computation. `auto` is resolved when the recipe is read, so code never sees it.
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float32"],
     AfterValidator(settled),
@@ -47,9 +47,9 @@ Dtype = Annotated[
 
 
 class Section(BaseModel):
-    """A part of a recipe: no unknown keys, nothing changed after the check.
+    """A section of a recipe: refuses unknown keys and is frozen after validation.
 
-    Values are of the type that YAML gave them: a number in quotes is text, `true` is no number.
+    Values keep the type that YAML gave them: a quoted number is text, `true` is not a number.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -65,7 +65,7 @@ class Section(BaseModel):
 
 
 def _kinds(annotation: Any) -> set[type]:
-    """The plain types that a key takes; empty where it takes a section or a container."""
+    """Return the scalar types that a key accepts; empty for a section or a container."""
     if annotation in (int, float, bool, str):
         return {annotation}
     if annotation is type(None):
@@ -85,5 +85,5 @@ def _words(kinds: set[type], value: Any) -> Any:
         return "true or false"
     quoted = isinstance(value, str) and re.fullmatch(r"[-+]?\.?[0-9][0-9._eE+-]*", value)
     return ("a number" if float in kinds else "a whole number") + (
-        "; take the quotes away" if quoted else ""
+        "; remove the quotes" if quoted else ""
     )

@@ -73,7 +73,6 @@ class Scores:
     num_problems: int
     num_samples: int
     num_faults: int
-    fault_share: float
     pass_at_1: Estimate | None
     cons_at_k: Estimate | None
     pass_at_k: Mapping[str, Estimate]
@@ -85,6 +84,7 @@ class Scores:
     truncated: Estimate | None
     unanswered: Estimate | None
     unparsable: Estimate | None = None
+    fault_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

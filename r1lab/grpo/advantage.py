@@ -10,17 +10,17 @@ whole step:
     rloo          r_i - mean of the others     RLOO: Ahmadian et al. 2024, 2402.14740, eq. 8
     reinforce_pp  (r_i - m) / S(r - m)         REINFORCE++-baseline: 2501.03262, section 3.2
 
-Choices that the papers leave open, made as TRL 1.16's GRPOTrainer makes them:
+Choices that the papers leave open follow TRL 1.16's GRPOTrainer:
 1. A std is the unbiased one (divided by n - 1), and 1e-4 is added to it before dividing.
-2. A completion whose verdict has no score (no reward applied to it) stays outside the mean and the
-   std, and has advantage 0.
-Where we differ:
+2. A completion whose verdict has no score (no reward applied to it) is excluded from the mean and
+   the std, and has advantage 0.
+Differences:
 3. A group without variance has advantages of exactly 0, not rounding errors around it, so that
    `grpo.batch.pack` can leave it out of the forward pass.
-4. A fault is no score: such a completion leaves its group, and its advantage is None.
-5. REINFORCE++ subtracts the mean of all r - m as well; it is 0 but for rounding, and is left out.
+4. A scoring failure is not a score: the completion leaves its group, and its advantage is None.
+5. REINFORCE++ also subtracts the mean of all r - m; it is 0 up to rounding, and is omitted.
 
-No torch: a step has some hundreds of scores.
+This module does not use torch: a step has a few hundred scores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from r1lab.types import Outcome, RecipeError, ScoredGroup, Verdict
 
 STD_EPSILON = 1e-4
 
-# The scores of each group -> their advantages. `total` adds numbers up over all processes.
+# The scores of each group -> their advantages. `total` sums numbers over all processes.
 Total = Callable[[Sequence[float]], Sequence[float]]
 Advantage = Callable[[Sequence[Sequence[float]], Total], list[list[float]]]
 
@@ -45,7 +45,7 @@ def group_std(groups: Sequence[Sequence[float]], total: Total) -> list[list[floa
 
 
 def mean_only(groups: Sequence[Sequence[float]], total: Total) -> list[list[float]]:
-    """r - mean of each group (Dr. GRPO); exactly zeros where all of its scores are equal."""
+    """r - mean of each group (Dr. GRPO); exactly 0 if all of its scores are equal."""
     return [_centred(rewards) for rewards in groups]
 
 
@@ -64,7 +64,7 @@ def batch_std(groups: Sequence[Sequence[float]], total: Total) -> list[list[floa
 
 
 def reinforce_pp(groups: Sequence[Sequence[float]], total: Total) -> list[list[float]]:
-    """r - mean of the group, over its own std (+ 1e-4) in the whole step."""
+    """(r - mean of the group) / (std of these differences over the whole step + 1e-4)."""
     centred = mean_only(groups, total)
     std = _std_over_all([a for of_group in centred for a in of_group], total)
     return [[a / (std + STD_EPSILON) for a in of_group] for of_group in centred]
@@ -82,11 +82,11 @@ ADVANTAGES: Mapping[str, Advantage] = MappingProxyType(
 
 
 def find_advantage(name: str) -> Advantage:
-    """The estimator of that name: one of ADVANTAGES, else the function that a path names.
+    """Return the estimator of that name: one of ADVANTAGES, or a function given by its path.
 
-    A function of one's own takes (groups, total): the scores of each group, and a function that
-    sums numbers over all processes, which every process must call equally often. It returns one
-    finite number for each score. Raises RecipeError for a name that is neither.
+    A custom function takes (groups, total): the scores of each group, and a function that sums
+    numbers over all processes, which every process must call equally often. It returns one finite
+    number per score. Raises RecipeError if the name is neither.
     """
     if name in ADVANTAGES:
         return ADVANTAGES[name]
@@ -99,15 +99,14 @@ def find_advantage(name: str) -> Advantage:
 def group_advantages(
     scored: Sequence[ScoredGroup], kind: str, *, total: Total | None = None
 ) -> list[list[float | None]]:
-    """The advantage of each completion of each group, in order.
+    """Return the advantage of each completion of each group, in order.
 
-    scored  P groups; `kind` is what `find_advantage` takes. `total` sums numbers over the processes
-    of a launch (each must then call this, also with no group); None: one process.
-    Returns P lists of as many numbers as the group has completions. None: a
-    ScoringFailure, which takes the completion out of its group. 0: nothing to learn from it (no
-    variance, a group of one, no score).
+    scored  P groups; `kind` is a name that `find_advantage` accepts. `total` sums numbers over the
+    processes of a launch (each must then call this, even without groups); None means one process.
+    Returns P lists with one entry per completion. None: a ScoringFailure, which removes the
+    completion from its group. 0: nothing to learn from it (no variance, a group of one, no score).
     Raises RecipeError for an unknown kind, and for an estimator that does not return one finite
-    number for each score.
+    number per score.
     """
     scores = [_scores(group.outcomes) for group in scored]
     groups = [list(of.values()) for of in scores]
@@ -120,7 +119,7 @@ def group_advantages(
 
 
 def is_informative(group: ScoredGroup) -> bool:
-    """Whether a group's scores differ, so that some advantage is not 0 under every kind."""
+    """Return whether a group's scores differ, so that some advantage is not 0 under every kind."""
     return len(set(_scores(group.outcomes).values())) > 1
 
 
@@ -131,10 +130,10 @@ def _check_estimates(
     if lengths != expected:
         raise RecipeError(
             f"algorithm.advantage: {kind!r} returned groups of {lengths} numbers for {expected} "
-            "scores; return one for each score"
+            "scores; return one number per score"
         )
     if not all(math.isfinite(value) for of in estimated for value in of):
-        raise RecipeError(f"algorithm.advantage: {kind!r} returned a number that is not finite")
+        raise RecipeError(f"algorithm.advantage: {kind!r} returned a non-finite number")
 
 
 def _scores(outcomes: Sequence[Outcome]) -> dict[int, float]:
@@ -167,7 +166,7 @@ def _over_std(centred: list[float]) -> list[float]:
 
 
 def _std_over_all(values: Sequence[float], total: Total) -> float:
-    """The unbiased std of the values of all processes; 0 for fewer than two."""
+    """Return the unbiased std of the values of all processes; 0 for fewer than two."""
     count, summed = total([float(len(values)), math.fsum(values)])
     mean = summed / max(count, 1.0)
     (squares,) = total([math.fsum((value - mean) ** 2 for value in values)])

@@ -1,14 +1,14 @@
-"""From scored groups to what a forward pass takes.
+"""Convert scored groups to the input of a forward pass.
 
-`pack` lays the sequences of a step end to end and counts the denominator of their loss once, over
-all of them and over all processes. Sequences with advantage zero carry no gradient where there is
-no KL term, so they drop out before the forward pass; the denominator keeps them. `split` parts a
-batch into the updates of a step, `microbatches` an update into forward passes of bounded size,
-padded as little as may be: sequences sorted by length, longest first, so that memory runs out at
-once or not at all.
+`pack` concatenates the sequences of a step and computes the denominator of their loss once, over
+all sequences and all processes. Without a KL term, sequences with advantage zero carry no gradient:
+they are dropped before the forward pass, but still count in the denominator. `split` divides a
+batch into the updates of a step, and `microbatches` divides an update into forward passes of
+bounded size. Sequences are sorted by length to minimise padding, longest first, so that a run that
+exceeds memory fails in its first pass.
 
-Legend beside that of r1lab.types: b sequences and t padded tokens of a micro-batch, M completion
-tokens in it.
+Legend in addition to that of r1lab.types: b sequences and t padded tokens of a micro-batch,
+M completion tokens in it.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ AllReduceSum = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward and backward pass takes: sequences padded on the right to one length.
+    """Input of one forward and backward pass: sequences padded on the right to one length.
 
     token_ids        [b, t] int64, prompt then completion, padded
-    attention_mask   [b, t] int64, 0 at padding. With causal attention nothing before the padding
-                     sees it, so the mask may be left out, which is faster
+    attention_mask   [b, t] int64, 0 at padding. With causal attention no token before the padding
+                     attends to it, so the mask may be omitted, which is faster
     completion_mask  [b, t] bool, True at completion tokens
     completion_lens  [b] int64, completion tokens of each sequence; they sum to M
     advantages       [b] float32
-    where            [b, t] int64, where each token stands in the packed batch; 0 at padding
+    where            [b, t] int64, index of each token in the packed batch; 0 at padding
     logp_sampler     [M] float32 or None: flat, in the order of `token_ids[completion_mask]`
-    logp_old         [M] float32 or None: likewise
-    logp_ref         [M] float32 or None: likewise
+    logp_old         [M] float32 or None, in the same order
+    logp_ref         [M] float32 or None, in the same order
     stale            [b] bool, sampled under earlier weights
-    experts          [b, t, layers, top_k] int64 or None, -1 at padding and where nothing is given
+    experts          [b, t, layers, top_k] int64 or None, -1 at padding and unrecorded tokens
     denominator      that of the batch it was cut from
 
-    The rest is None but where a row holds several completions, of one prompt (`grpo.shared`) or
-    each with its own; then `completion_lens`, `advantages` and `stale` are of completions, which
-    are more than rows.
+    The other fields are set only if a row holds several completions, either of one prompt
+    (`grpo.prefix_sharing`) or each with its own prompt. Then `completion_lens`, `advantages` and
+    `stale` have one entry per completion, so they are longer than the number of rows.
 
     position_ids     [b, t] int64
-    mask             [b, 1, t, t] what attention adds: 0, or the lowest number where nothing is seen
+    mask             [b, 1, t, t] added to attention scores: 0, or the lowest number where masked
     predictors       [M] int64, which of the b * t hidden states predicts each completion token
 
-    Of one row of sequences end to end (`grpo.packed`) there are `position_ids`, `predictors` and
+    One row of concatenated sequences (`grpo.sequence_packing`) has `position_ids`, `predictors` and
 
-    cu_seqlens       int32, where the sequences begin, and the end of the last
+    cu_seqlens       int32, the start of each sequence, then the end of the last
     """
 
     token_ids: Tensor
@@ -80,11 +80,11 @@ class MicroBatch:
 
     @property
     def positions(self) -> Tensor:
-        """[M] int64: where each completion token stands in the packed batch."""
+        """[M] int64: index of each completion token in the packed batch."""
         return self.where[self.completion_mask]
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """The same on another device."""
+        """Return a copy on another device."""
         moved: dict[str, Any] = {
             item.name: value.to(device, non_blocking=True)
             for item in fields(self)
@@ -94,7 +94,7 @@ class MicroBatch:
 
 
 def is_in_loss(completion: Completion, *, overlong_filter: bool) -> bool:
-    """Whether the tokens of a completion that has an advantage enter the loss."""
+    """Return whether the tokens of a completion that has an advantage enter the loss."""
     cut_off = overlong_filter and completion.finish_reason == "length"
     return bool(completion.token_ids) and not cut_off
 
@@ -112,18 +112,19 @@ def pack(
 ) -> Batch:
     """Pack the completions of P groups that carry gradient, with the denominator of all of them.
 
-    advantages as `group_advantages` returns them: None marks a faulted completion, which counts
-    nowhere. `loss` is what grpo.loss.find_loss takes, `max_tokens` the length limit of a completion
-    (Dr. GRPO's constant). `version` is that of the trainer's weights: what was sampled under others
-    is stale; None: nothing is. `all_reduce_sum` sums an int64 tensor over processes in place or
-    not and returns it (`accelerator.reduce`); None: one process. Each process must call it, also
-    with nothing scored. A loss with a KL term sets `drop_zero_advantage=False`.
+    `advantages` is what `group_advantages` returns: None marks a completion whose scoring failed,
+    which counts nowhere. `loss` is a name that grpo.loss.find_loss accepts, `max_tokens` the length
+    limit of a completion (Dr. GRPO's constant). `version` is that of the trainer's weights:
+    completions sampled under another version are marked stale; with None, none are.
+    `all_reduce_sum` sums an int64 tensor over processes, in place or not, and returns it
+    (`accelerator.reduce`); None means one process. Every process must call it, even with nothing
+    scored. A loss with a KL term sets `drop_zero_advantage=False`.
 
-    `overlong_filter` (DAPO, arXiv 2503.14476, section 3.4) takes completions that were cut off at
-    their limit out of the loss: their tokens count nowhere, the sequences do, as in TRL.
+    `overlong_filter` (DAPO, arXiv 2503.14476, section 3.4) excludes completions that were cut off
+    at their limit from the loss: their tokens count nowhere, but the sequences do, as in TRL.
 
-    The batch may come out empty (all groups without variance); its denominator is then at least 1.
-    Raises ValueError where only some completions carry log-probs, or a prompt has no token.
+    The batch can be empty (no group has variance); its denominator is then at least 1.
+    Raises ValueError if only some completions carry log-probs, or a prompt has no tokens.
     """
     judged = [
         (group.rollout.prompt_token_ids, completion, advantage)
@@ -144,7 +145,7 @@ def pack(
         if advantage != 0.0 or not drop_zero_advantage
     ]
     if not all(prompt for prompt, _, _ in kept):
-        raise ValueError("a prompt without tokens: the first completion token follows on nothing")
+        raise ValueError("prompt without tokens: nothing predicts the first completion token")
     prompt_lens = torch.tensor([len(prompt) for prompt, _, _ in kept], dtype=torch.int64)
     completion_lens = torch.tensor([len(c.token_ids) for _, c, _ in kept], dtype=torch.int64)
     tokens = chain.from_iterable(chain(prompt, c.token_ids) for prompt, c, _ in kept)
@@ -165,7 +166,7 @@ def pack(
 
 
 def _sampler_logprobs(kept: Sequence[tuple[int, Completion]]) -> Tensor | None:
-    """[N] float32, 0 at prompt tokens; None where no completion has log-probs."""
+    """[N] float32, 0 at prompt tokens; None if no completion has log-probs."""
     missing = sum(completion.logprobs is None for _, completion in kept)
     if missing == len(kept):
         return None
@@ -178,7 +179,7 @@ def _sampler_logprobs(kept: Sequence[tuple[int, Completion]]) -> Tensor | None:
 
 
 def _sampled_experts(kept: Sequence[tuple[int, Completion]]) -> Tensor | None:
-    """[N, layers, top_k] int16, -1 for the last token of each sequence, which no forward saw."""
+    """[N, layers, top_k] int16; -1 at the last token of each sequence, which is never an input."""
     missing = sum(completion.routed_experts is None for _, completion in kept)
     if missing == len(kept):
         return None
@@ -201,14 +202,14 @@ def split(
     own_denominators: bool = False,
     all_reduce_sum: AllReduceSum | None = None,
 ) -> list[Batch]:
-    """Part a batch into one smaller batch for each optimiser update.
+    """Split a batch into one smaller batch for each optimizer update.
 
-    Sequences stay in order, so that groups stay whole where they can, or are shuffled first where a
-    generator is given (DeepSeek-R1 splits its outputs at random). The parts are equal to within one
-    sequence and may be empty: every process gets as many. Each part's denominator is the batch's
-    divided by num_minibatches, so an update is as large as one of a batch of that size would be
-    (TRL's `dapo` normalises likewise). `own_denominators` (the loss `bnpo`) divides each part by
-    its own completion tokens instead, over all processes.
+    Sequences stay in order, so that groups stay whole if possible, or are shuffled first if a
+    generator is given (DeepSeek-R1 splits its outputs at random). The parts differ in size by at
+    most one sequence and may be empty; every process gets the same number. Each part's denominator
+    is the batch's divided by num_minibatches, so an update is as large as that of a batch of its
+    size (TRL's `dapo` does the same). `own_denominators` (the loss `bnpo`) divides each part by its
+    own completion tokens instead, over all processes.
     """
     if num_minibatches == 1 and generator is None:
         return [batch]
@@ -230,12 +231,12 @@ def split(
 
 
 def without_zero_advantage(batch: Batch) -> Batch:
-    """The sequences that carry gradient where there is no KL term; the denominator unchanged."""
+    """Return the sequences that carry gradient without a KL term; the denominator is unchanged."""
     return select(batch, batch.advantages.nonzero().flatten())
 
 
 def select(batch: Batch, rows: Tensor) -> Batch:
-    """The sequences with these indices, [k] int64, in this order; the denominator unchanged."""
+    """Return the sequences with these indices, [k] int64, in this order; same denominator."""
     lengths = batch.lengths[rows]
     tokens = _ranges(_starts(batch.lengths)[rows], lengths)
     return replace(
@@ -261,11 +262,11 @@ def microbatches(
 ) -> Iterator[MicroBatch]:
     """Cut a batch into padded micro-batches of b * t <= token_budget, longest sequences first.
 
-    `rows` [k] int64 leaves all other sequences out.
+    `rows` [k] int64 restricts this to the given sequences.
 
-    A sequence longer than the budget gets a micro-batch of its own. The order depends on the batch
-    alone. Nothing comes out of an empty batch: a trainer with several processes must still take
-    part in their collectives.
+    A sequence longer than the budget gets its own micro-batch. The order depends only on the batch.
+    An empty batch yields nothing; the trainer must still take part in the collectives of the other
+    processes.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")
@@ -310,7 +311,7 @@ def _experts(experts: Tensor, inside: Tensor) -> Tensor:
 
 
 def _starts(lengths: Tensor) -> Tensor:
-    """[B]: where each sequence begins in the packed tokens."""
+    """[B]: start of each sequence in the packed tokens."""
     return lengths.cumsum(0) - lengths
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: everything that decides its future, written whole or not at all.
+"""Checkpoints of a run: all state that determines its continuation, written atomically.
 
     checkpoints/step-N/
         rank-R.pt       one process's state (`CheckpointManager.save`): plain containers and
@@ -7,9 +7,8 @@
         model/          the trained weights as an ordinary Hugging Face folder, adapters merged
         manifest.json   step, number of processes, and the SHA-256 of every file above
 
-All of it is written into `step-N.tmp`, synced, and renamed at the end, so that a folder of the
-final name is whole. What happens to it later (a disk that lies, a copy that was cut off) the
-manifest tells.
+Everything is written to `step-N.tmp`, synced, and renamed at the end, so that a folder with the
+final name is complete. The manifest detects later damage (a faulty disk, an incomplete copy).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Torn:
-    """A checkpoint that is not as it was written."""
+    """An incomplete or corrupted checkpoint."""
 
     name: str
     fault: str
@@ -43,11 +42,11 @@ class Torn:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The checkpoint to go on from, and what was passed over on the way to it."""
+    """The checkpoint to resume from, and the newer ones that were rejected."""
 
     step: int
     folder: Path
-    num_processes: int  # that wrote it
+    num_processes: int  # of the launch that wrote it
     passed_over: tuple[Torn, ...]
 
 
@@ -62,11 +61,11 @@ def save_checkpoint(
     num_processes: int = 1,
     wait: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write the checkpoint of `step`, every process its own state; return its folder.
+    """Write the checkpoint of `step`, with each process's state; return its folder.
 
-    All processes call it together and `wait` for each other. `write_model` gets the model's folder,
-    in each of them, as sharded weights are gathered from all. The main one (rank 0) puts the whole
-    in place, and clears all but the newest `keep`.
+    All processes call this together and `wait` for each other. `write_model` gets the model's
+    folder in every process, since sharded weights are gathered from all. The main process (rank 0)
+    renames the complete folder, and deletes all but the newest `keep`.
     """
     target, temporary = folder / f"step-{step}", folder / f"step-{step}.tmp"
     if rank == 0:
@@ -80,7 +79,7 @@ def save_checkpoint(
     if rank == 0:
         _write_manifest(temporary, step, num_processes)
         _sync_tree(temporary)
-        if target.exists():  # left by a run that went on from an older checkpoint
+        if target.exists():  # left by a run that resumed from an older checkpoint
             shutil.rmtree(target)
         temporary.rename(target)
         _sync(folder)
@@ -91,16 +90,16 @@ def save_checkpoint(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints, oldest first, whole or not."""
-    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found)]
+    """Return all checkpoints, oldest first, intact or not."""
+    matches = [(int(m[1]), p) for p in folder.glob("step-*") if (m := _NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(matches)]
 
 
 def newest_checkpoint(folder: Path) -> Found | None:
-    """The newest whole checkpoint, or None where there is none at all.
+    """Return the newest intact checkpoint, or None if there is none at all.
 
-    One that is torn or altered is passed over for the one before. Raises R1labError where
-    checkpoints are there but all are torn.
+    Incomplete or corrupted checkpoints are skipped. Raises R1labError if there are checkpoints but
+    none is intact.
     """
     passed_over: list[Torn] = []
     for path in reversed(list_checkpoints(folder)):
@@ -110,42 +109,42 @@ def newest_checkpoint(folder: Path) -> Found | None:
             return Found(int(path.name.removeprefix("step-")), path, wrote, tuple(passed_over))
         passed_over.append(Torn(path.name, fault))
     if passed_over:
-        said = "; ".join(f"{torn.name}: {torn.fault}" for torn in passed_over)
+        faults = "; ".join(f"{torn.name}: {torn.fault}" for torn in passed_over)
         raise R1labError(
-            f"output: no checkpoint in {folder} is whole ({said}); start anew in another folder "
-            "with --output"
+            f"output: no checkpoint in {folder} is intact ({faults}); start again in another "
+            "folder with --output"
         )
     return None
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename a torn checkpoint, so that it is no longer counted among those to keep."""
+    """Rename a corrupted checkpoint, so that it does not count towards `keep`."""
     aside = checkpoint.with_name(checkpoint.name + ".torn")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None where it is as it was written."""
+    """Describe what is wrong with the files of a checkpoint; None if it is intact."""
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text())
         expected_of = dict(manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{_MANIFEST} is missing or torn ({type(error).__name__})"
+        return f"{_MANIFEST} is missing or incomplete ({type(error).__name__})"
     for name, expected in expected_of.items():
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
         if _sha256(path) != expected:
-            return f"{name} is not what was written (SHA-256 differs)"
+            return f"{name} has changed since it was written (SHA-256 differs)"
     return None
 
 
 def load_states(checkpoint: Path, num_processes: int) -> list[dict[str, Any]]:
-    """The states of all processes that wrote it; unpickles tensors and plain containers only.
+    """Return the states of all processes that wrote it; unpickles only tensors and containers.
 
-    Tensors are read from the files when they are used: a process that takes its rows of a sharded
-    one reads no others.
+    Tensors are read from the files when used, so a process that takes its rows of a sharded tensor
+    reads no others.
     """
     return [
         torch.load(_state_path(checkpoint, rank), weights_only=True, mmap=True, map_location="cpu")
@@ -154,7 +153,7 @@ def load_states(checkpoint: Path, num_processes: int) -> list[dict[str, Any]]:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of the random generators that training may draw from."""
+    """Return the states of the random generators that training may use."""
     import numpy
 
     kind, keys, *rest = numpy.random.get_state(legacy=True)
@@ -167,7 +166,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put the random generators back to where `random_states` found them."""
+    """Restore the random generators to what `random_states` returned."""
     import numpy
 
     random.setstate(states["python"])
@@ -203,7 +202,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder, before anything relies on it."""
+    """Flush a file, or the names in a folder, to disk before anything relies on it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

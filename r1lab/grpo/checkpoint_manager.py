@@ -1,8 +1,8 @@
-"""Nothing lost: what a run saves when, and how it goes on.
+"""Checkpointing policy: what a run saves when, and how it resumes.
 
-A run can be gone on from at its *boundaries*: after a step is recorded and before the next one
-changes anything. What stops it in between (a signal, a fault) is answered by a checkpoint of the
-last boundary, as long as the weights are still those of it.
+A run can be resumed from its *boundaries*: after a step is recorded and before the next one changes
+anything. If a signal or an error stops it in between, the last boundary is saved as a checkpoint,
+provided that the weights have not changed since.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """What a checkpoint needs beside the weights, as it was when the last step was recorded."""
+    """Checkpoint state besides the weights, captured when the last step was recorded."""
 
     num_updates: int
     source: dict[str, Any]
@@ -55,7 +55,7 @@ class Boundary:
 
 
 class CheckpointManager:
-    """One process's part in keeping a run: its step, its boundary, its checkpoints."""
+    """One process's part in saving a run: its step, its boundary, its checkpoints."""
 
     def __init__(
         self,
@@ -80,18 +80,18 @@ class CheckpointManager:
         tokenizer: PreTrainedTokenizerBase,
         inputs: Inputs,
     ) -> None:
-        """What is to be kept; before it is loaded there is nothing to save.
+        """Set the objects to save; until they are loaded there is nothing to save.
 
-        `inputs`: digests of what the recipe names, as this process found it.
+        `inputs` are digests of the recipe's inputs, as computed at the start of this process.
         """
         self._policy, self._source, self._tokenizer = policy, source, tokenizer
         self._inputs = inputs
 
     def rehearse(self) -> str | None:
-        """Write once, on the run's own disk, what a checkpoint holds beside the weights.
+        """Write everything in a checkpoint except the weights once, then delete it.
 
-        What cannot be written is told here, before the first step, and not at the first checkpoint:
-        None where all of it can. What was written is taken away again.
+        This reports what cannot be saved before the first step, instead of at the first checkpoint.
+        Returns an error message, or None if everything can be saved.
         """
         place = self._folder.checkpoints_path / "rehearsal.tmp"
         had_folder = place.parent.exists()
@@ -103,51 +103,51 @@ class CheckpointManager:
             torch.load(place / "state.pt", weights_only=True)
             save_settings(base, self._tokenizer, place)
             free = shutil.disk_usage(place).free
-        except Exception as error:  # of whatever class, from inside the libraries
+        except Exception as error:  # libraries raise errors of any class here
             in_folder = str(getattr(error, "filename", "")).startswith(str(self._folder.path))
             if in_folder or is_disk_full(error):
-                raise  # the folder's fault, whatever the base
-            said = " ".join(str(error).split())[:300]
+                raise  # the folder is at fault, not the base
+            reason = " ".join(str(error).split())[:300]
             return (
                 f"model.path: {self._recipe.model.path!r} cannot be saved as a checkpoint "
-                f"({type(error).__name__}: {said}); correct its files, or take another base"
+                f"({type(error).__name__}: {reason}); correct its files, or use another base"
             )
         finally:
             shutil.rmtree(place if had_folder else place.parent, ignore_errors=True)
         if self._policy.is_sharded:
-            return None  # each process writes its part, of unequal size
-        # The model's folder, and the optimiser's float32 copies with both moments.
+            return None  # each process writes its own part, and the sizes differ
+        # The model's folder, and the optimizer's float32 copies with both moments.
         masters = sum(master.nbytes for master in self._policy.optimizer.masters)
         needed = sum(weight.nbytes for weight in base.parameters()) + 3 * masters
         if needed <= free:
             return None
         return (
-            f"output: a checkpoint takes {needed / 2**30:.2f} GiB and the disk of "
-            f"{self._folder.path} has {free / 2**30:.2f} GiB free; make room, or name another "
-            "folder with --output"
+            f"output: a checkpoint needs {needed / 2**30:.2f} GiB, but the disk of "
+            f"{self._folder.path} has {free / 2**30:.2f} GiB free; free some space, or choose "
+            "another folder with --output"
         )
 
     def mark(self, step: int) -> None:
-        """`step` is recorded: the run can be gone on from here."""
+        """Record `step` as a boundary: the run can be resumed from here."""
         self.step = step
         self._boundary = Boundary(
             self._policy.num_updates, self._source.state_dict(), random_states(), self.seconds_now()
         )
 
     def seconds_now(self) -> dict[str, float]:
-        """Seconds of training steps, and of all work on the run, over all its resumptions."""
+        """Return seconds of training steps, and of the whole run, over all resumptions."""
         total = self.seconds["total"] + time.monotonic() - self._began
         return {"training": self.seconds["training"], "total": total}
 
     def save(self) -> None:
-        """Write the checkpoint of the last boundary, unless it stands already."""
+        """Write the checkpoint of the last boundary, unless it already exists."""
         assert self._boundary is not None, "there is no boundary before mark()"
         if self._saved_step == self.step:
             return
         policy = self._policy
         owns_policy = policy.is_sharded or self._is_main
         state = {
-            # Where each process has all of it, they have the same.
+            # An unsharded policy is the same in every process, so the main one saves it.
             "policy": parts_of(policy.state_dict()) if owns_policy else None,
             "source": self._boundary.source,
             "random": self._boundary.random,
@@ -173,24 +173,24 @@ class CheckpointManager:
             self._saved_step = self.step
 
     def restore(self, *, force: bool) -> None:
-        """Take up the newest whole checkpoint; none leaves the run at its beginning.
+        """Restore the newest intact checkpoint; without one the run starts at step 0.
 
-        Raises R1labError where the recipe has become another one (unless `force`) or the
-        checkpoints are no use; see `newest_checkpoint` and `check_changes`.
+        Raises R1labError if the recipe has changed (unless `force`) or no checkpoint is intact; see
+        `newest_checkpoint` and `check_changes`.
         """
-        found = newest_checkpoint(self._folder.checkpoints_path)
-        if found is None:
-            self.say(f"no checkpoint in {self._folder.path} yet, starting from step 0")
+        newest = newest_checkpoint(self._folder.checkpoints_path)
+        if newest is None:
+            self.say(f"no checkpoint in {self._folder.path} yet; starting from step 0")
             return
-        states = load_states(found.folder, found.num_processes)
+        states = load_states(newest.folder, newest.num_processes)
         rank, world = self._accelerator.process_index, self._accelerator.num_processes
-        state = states[rank % found.num_processes]
+        state = states[rank % newest.num_processes]
         inputs = (state.get("inputs", {}), self._inputs)
         changes = check_changes(state["recipe"], self._recipe, force=force, inputs=inputs)
-        if found.step > self._recipe.steps:
+        if newest.step > self._recipe.steps:
             raise RecipeError(
-                f"steps: {self._recipe.steps} is less than the run has done ({found.step}); take "
-                "more, or another folder with --output"
+                f"steps: {self._recipe.steps} is below the {newest.step} steps already taken; "
+                "raise it, or choose another folder with --output"
             )
         policies = [saved["policy"] for saved in states if saved["policy"] is not None]
         self._policy.load_state_dict(joined(policies))
@@ -199,49 +199,52 @@ class CheckpointManager:
         )
         set_random_states(state["random"])
         self.seconds = state["seconds"]
-        self.step = self._saved_step = found.step
+        self.step = self._saved_step = newest.step
         if self._is_main:
-            self._tell(found, changes)
+            self._tell(newest, changes)
 
-    def _tell(self, found: Found, changes: Sequence[str]) -> None:
-        for torn in found.passed_over:
+    def _tell(self, newest: Found, changes: Sequence[str]) -> None:
+        for torn in newest.passed_over:
             set_aside(self._folder.checkpoints_path / torn.name)
-            self.say(f"warning: {torn.name} is torn or altered ({torn.fault}), and set aside")
-            self._folder.log_event("checkpoint torn", checkpoint=torn.name, fault=torn.fault)
-        if found.num_processes != self._accelerator.num_processes:
             self.say(
-                f"{found.folder.name} is of another number of processes ({found.num_processes}) "
-                f"than this launch ({self._accelerator.num_processes}): it goes on from the same "
-                "weights, with other samples"
+                f"warning: {torn.name} is incomplete or corrupted ({torn.fault}); renamed to "
+                f"{torn.name}.torn"
+            )
+            self._folder.log_event("checkpoint torn", checkpoint=torn.name, fault=torn.fault)
+        if newest.num_processes != self._accelerator.num_processes:
+            self.say(
+                f"{newest.folder.name} was saved by {newest.num_processes} processes, this launch "
+                f"has {self._accelerator.num_processes}: it resumes from the same weights, with "
+                "different samples"
             )
         for change in changes:
             self.say(f"recipe changed: {change}")
         if changes:
             self._folder.log_event("recipe changed", changes=list(changes))
-        self.say(f"going on from step {self.step}")
+        self.say(f"resuming from step {self.step}")
 
     def stop(self, why: str) -> None:
-        """A signal came: checkpoint where the run stands, and say how to go on."""
+        """Save the last boundary after a signal, and print how to resume."""
         if self._boundary is None:
-            self.say(f"{why} before its first step; start it again with the same command")
+            self.say(f"{why} before the first step; start the run again with the same command")
             return
         self.save()
         if self._is_main:
             self._folder.log_event("stopped", step=self.step, why=why)
-        self.say(f"{why}; step {self.step} is saved; go on with: {self._way_on()}")
+        self.say(f"{why}; step {self.step} is saved; resume with: {self._way_on()}")
 
     def rescue(self, error: Exception, scored: Sequence[ScoredGroup]) -> None:
-        """A fault came: save what can be, keep the batch that did it, and say how to go on.
+        """After an error, save what can be saved, keep the batch, and print how to resume.
 
-        `scored`: the groups of the step under way.
+        `scored`: the groups of the current step.
         """
         if self._boundary is None:
             return
         if self._is_main:
             self._note(error, scored)
         try:
-            # Several processes fail one by one, and a checkpoint needs them all; weights that an
-            # update has moved are those of no boundary.
+            # A checkpoint needs all processes, and several fail one by one. Weights that an update
+            # has changed no longer match the boundary.
             if (
                 self._accelerator.num_processes == 1
                 and not is_disk_full(error)
@@ -249,21 +252,21 @@ class CheckpointManager:
             ):
                 self.save()
         except Exception as fault:
-            # The first fault is the one that the run ends with.
+            # The run must end with the first error, so only report this one.
             self.say(f"no checkpoint of step {self.step}: {type(fault).__name__}: {fault}")
         if self._is_main and (kept := list_checkpoints(self._folder.checkpoints_path)):
-            self.say(f"{kept[-1].name} is whole; go on with: {self._way_on()}")
+            self.say(f"{kept[-1].name} is intact; resume with: {self._way_on()}")
 
     def _note(self, error: Exception, scored: Sequence[ScoredGroup]) -> None:
-        """Leave what happened in the run folder, as far as it still takes anything."""
+        """Record the error in the run folder, if it is still writable."""
         try:
             text = " ".join(str(error).split())[:500]
             self._folder.log_event("fault", step=self.step, error=type(error).__name__, text=text)
             if isinstance(error, NonFiniteError):
                 kept = self._folder.write_faulty(self.step + 1, scored)
-                self.say(f"the batch is kept for study: {kept}")
+                self.say(f"the batch is saved for inspection: {kept}")
         except OSError as fault:
-            self.say(f"{self._folder.path} takes no note of it: {fault}")
+            self.say(f"could not record the error in {self._folder.path}: {fault}")
 
     def _way_on(self) -> str:
         launch = "" if self._accelerator.num_processes == 1 else "accelerate launch ... -m "

@@ -1,8 +1,8 @@
-"""Weights for the gap between sampler and trainer: the same policy computed by two programs.
+"""Weights for the mismatch between sampler and trainer: one policy computed by two programs.
 
-Tokens are drawn by the sampler, pi_sampler, and the loss takes them for draws of pi_old. Their
-ratio c = pi_old / pi_sampler puts that right in expectation; its tail is cut off, or what lies in
-the tail is left out:
+Tokens are sampled from pi_sampler, and the loss treats them as samples of pi_old. The ratio
+c = pi_old / pi_sampler corrects this in expectation; its tail is truncated, or the tokens in the
+tail are masked:
 
     token_truncate     min(c_t, high) at each token (truncated importance sampling, TIS: Yao et al.
                        2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
@@ -38,10 +38,10 @@ def correction_weights(
     low: float | None = None,
     high: float | None = 2.0,
 ) -> tuple[Tensor, Tensor]:
-    """(weights [M], whether each was cut off or masked [M] bool), without gradient.
+    """Return (weights [M], whether each was truncated or masked [M] bool), without gradient.
 
     logp_old, logp_sampler [M]: natural log-probs of the same sampled tokens; lengths [b] sum to M.
-    A token whose sampler gave no log-prob (NaN) has c = 1. `low` and `high` None: no bound.
+    A token without a sampler log-prob (NaN) has c = 1. `low` and `high` None: no bound.
     """
     if kind not in get_args(Correction):
         raise ValueError(f"correction {kind!r} is not one of {', '.join(get_args(Correction))}")

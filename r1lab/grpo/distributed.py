@@ -1,8 +1,7 @@
-"""As many passes in each process, where weights are sharded.
+"""Equal numbers of passes in all processes, for sharded weights.
 
-A pass gathers its weights from all processes. One that has fewer micro-batches than another, or
-none after dynamic sampling, must take part all the same, or the others wait for its shards without
-end.
+A pass gathers its weights from all processes. A process that has fewer micro-batches than another,
+or none after dynamic sampling, must still take part, or the others wait for its shards forever.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ Pass = TypeVar("Pass")
 def equalize_microbatches(
     items: Iterable[Pass], all_reduce_sum: AllReduceSum | None
 ) -> Iterator[Pass | None]:
-    """The items, then None for as long as another process still has one.
+    """Yield the items, then None for as long as another process still has one.
 
-    `all_reduce_sum` as in `grpo.batch.pack`; None: the items alone, for nobody waits.
+    `all_reduce_sum` as in `grpo.batch.pack`; None yields only the items, since no process waits.
     """
     if all_reduce_sum is None:
         yield from items
@@ -36,11 +35,11 @@ def equalize_microbatches(
 
 
 def dummy_microbatch(token_id: int) -> MicroBatch:
-    """One completion of one token: what a process computes, for nothing, to take part in a pass."""
+    """Return one completion of one token, computed only to take part in a pass."""
     row, none = torch.tensor([[0, 1]]), torch.zeros(1)
     return MicroBatch(
         token_ids=torch.full_like(row, token_id),
-        attention_mask=torch.zeros_like(row),  # no token of it counts anywhere
+        attention_mask=torch.zeros_like(row),  # its tokens count nowhere
         completion_mask=row.bool(),
         completion_lens=torch.ones(1, dtype=torch.int64),
         advantages=none,

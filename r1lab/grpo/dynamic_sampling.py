@@ -1,17 +1,18 @@
-"""Dynamic sampling: only groups that say something are trained on, others are asked in their place.
+"""Dynamic sampling: train on informative groups only and resample the others.
 
-DAPO (arXiv 2503.14476, section 3.2): a group whose scores are all equal has no gradient, and the
-more a policy learns the more of them there are. They are thrown away, and further questions are
-asked until the step is full. That happens while others are still being sampled: after each group,
-the share that was of use so far says how many of those in flight will be, and what will be missing
-is asked for at once. So the sampler does not run empty behind its longest answers.
+DAPO (arXiv 2503.14476, section 3.2): a group whose scores are all equal has no gradient, and such
+groups become more frequent as a policy learns. They are dropped, and further prompts are sampled
+until the step is full. This happens while others are still being sampled: after each group, the
+share of informative groups so far predicts how many of those in flight will be informative, and
+the expected shortfall is requested at once. The sampler therefore does not idle behind its longest
+answers.
 
-What is in flight when the step is full is waited for, as leaving it would leave out the questions
-with the longest answers. It opens the next step, one version of the weights old
-(`grpo.batch.pack` marks it stale).
+Groups in flight when the step is full are awaited, because dropping them would drop the prompts
+with the longest answers. They are the first groups of the next step, one version of the weights
+old (`grpo.batch.pack` marks them stale).
 
-What is asked depends on the scores of the groups and on the order in which they finish, which a
-sampler repeats (`rollout.sampler.GroupStream`), never on the clock.
+The requests depend on the scores of the groups and on the order in which they finish, which a
+sampler reproduces (`rollout.sampler.GroupStream`), never on wall time.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from dataclasses import dataclass
 from r1lab.grpo.advantage import is_informative
 from r1lab.types import ScoredGroup
 
-# So many questions for each missing group are in flight, at most.
+# Prompts in flight per missing group, at most.
 _MOST = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a step has sampled.
+    """Groups sampled by a step.
 
-    groups       what it trains on
-    waiting      for the next one
-    judged       all that were asked in this one, in that order
-    thrown_away  how many groups are neither trained on nor wait
+    groups       trained on in this step
+    waiting      carried over to the next step
+    judged       all groups requested in this step, in that order
+    thrown_away  number of groups that are neither trained on nor carried over
     """
 
     groups: list[ScoredGroup]
@@ -50,14 +51,13 @@ def refill(
     wanted: int,
     max_refills: int,
 ) -> Collected:
-    """Collect `wanted` informative groups: those that wait from the last step, then new ones.
+    """Collect `wanted` informative groups: those carried over from the last step, then new ones.
 
-    `ask(n)` sends n further questions off, numbered on from 0; `finished()` waits until there are
-    groups that finished, and returns them scored, by number. No more than `wanted` groups are in
-    flight at once, so that less than a step is left over, and no more than `max_refills * wanted`
-    are asked beyond the first; then the step goes on with the groups it has. Where more are
-    informative than wanted, those asked first are taken, not those that finished first: these are
-    the short ones.
+    `ask(n)` requests n further prompts, numbered from 0; `finished()` waits for finished groups and
+    returns them scored, by number. At most `wanted` groups are in flight at once, so that less
+    than a step is left over, and at most `max_refills * wanted` are requested after the first
+    round; then the step uses the groups it has. If more groups are informative than wanted, those
+    requested first are used. Taking those that finished first would favour short answers.
     """
     judged: dict[int, ScoredGroup] = {}
     in_flight = max(0, wanted - len(waiting))
@@ -78,18 +78,19 @@ def refill(
             left -= more
     in_order = [judged[number] for number in sorted(judged)]
     ready = [*waiting, *filter(is_informative, in_order)]
-    kept = ready[: 2 * wanted]  # what waits is a step at most, also if steps were larger before
+    kept = ready[: 2 * wanted]  # carry over one step at most, even if steps were larger before
     return Collected(
         kept[:wanted], tuple(kept[wanted:]), in_order, len(waiting) + len(in_order) - len(kept)
     )
 
 
 def further(*, missing: int, in_flight: int, useful: int, judged: int, wanted: int) -> int:
-    """How many more questions to ask now.
+    """Return how many more prompts to request now.
 
-    `missing` groups of `wanted` are not there yet, `in_flight` are being sampled, and of the
-    `judged` ones of this step `useful` were informative. The share that the others will have is
-    taken from these and half a step of informative ones before them, so that a few do not decide.
+    `missing` groups of `wanted` have yet to arrive, `in_flight` are being sampled, and `useful` of
+    the `judged` groups of this step were informative. The expected share of informative groups is
+    estimated from these plus half a step of informative ones as a prior, so that a few groups do
+    not dominate.
     """
     if missing <= 0:
         return 0

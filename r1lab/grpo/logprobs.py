@@ -1,9 +1,9 @@
-"""Log-probs of completion tokens from hidden states, without ever holding [b, t, V].
+"""Log-probs of completion tokens from hidden states, without ever materialising [b, t, V].
 
-The one place where positions and labels are shifted, and where the temperature enters.
+Positions and labels are shifted, and the temperature is applied, only here.
 
-Legend beside that of r1lab.types: b sequences and t padded tokens of a micro-batch, M completion
-tokens in it, H width of the model.
+Legend in addition to that of r1lab.types: b sequences and t padded tokens of a micro-batch,
+M completion tokens in it, H width of the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Logits held at once: 2**24 float32 are 64 MiB. Beyond it the head runs in chunks of tokens.
+# Logits in memory at once: 2**24 float32 are 64 MiB. Above that the head runs in chunks of tokens.
 MAX_LOGITS = 2**24
 
 
@@ -29,20 +29,20 @@ def token_logprobs(
     max_logits: int = MAX_LOGITS,
     predictors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob of each completion token: the one place where positions and labels are shifted.
+    """Return the log-prob of each completion token; positions and labels are shifted only here.
 
     hidden [b, t, H] last hidden states; head maps [m, H] to logits [m, V]; token_ids [b, t];
     completion_mask [b, t] bool, True at completion tokens (never in the first column). The
     temperature is the sampler's: logits are divided by it, so that the log-probs are those of the
-    distribution sampled from. `predictors` [M] says which of the b * t states predicts each
+    sampled distribution. `predictors` [M] gives the one of the b * t states that predicts each
     completion token; None: the one before it.
 
     Returns (logp [M], entropy [M]) in float32 (float64 for float64 input), natural log, flat in the
     order of `token_ids[completion_mask]`. The entropy, of the whole next-token distribution in
     nats, carries no gradient.
 
-    Only hidden states that predict a completion token pass through the head, and no more than
-    `max_logits` logits are held at once: beyond that, chunks of tokens are computed again in the
+    Only hidden states that predict a completion token pass through the head, and at most
+    `max_logits` logits are in memory at once: above that, chunks of tokens are recomputed in the
     backward pass.
     """
     labels = token_ids[completion_mask]
@@ -66,7 +66,7 @@ def token_logprobs(
 
 def _rows_per_chunk(head: Callable[[Tensor], Tensor], states: Tensor, max_logits: int) -> int:
     weight = getattr(head, "weight", None)
-    if weight is None:  # any callable: ask it for the width of its output
+    if weight is None:  # any callable: run it on one state to get the width of its output
         with torch.no_grad():
             vocabulary = head(states[:1]).shape[-1]
     else:

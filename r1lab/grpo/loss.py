@@ -2,7 +2,7 @@
 
     L = 1/D sum_i sum_t a_i (f(w_it, A_i) + beta KL_it)
 
-f is a term of `r1lab.grpo.surrogate`, a_i and the denominator D say how terms are averaged:
+f is a term of `r1lab.grpo.surrogate`; a_i and the denominator D define how terms are averaged:
 
     name        paper (arXiv)              term      ratio     a_i      D
     grpo        2402.03300 eq. 3           clipped   token     1/|o_i|  B
@@ -17,14 +17,15 @@ f is a term of `r1lab.grpo.surrogate`, a_i and the denominator D say how terms a
 
 DeepSeek-R1's GRPO (2501.12948 eq. 1) is `grpo`. All equal those of TRL 1.16's GRPOTrainer, where
 `token_mean` is `dapo` and `gspo` is `grpo` at sequence level (tests/parity/test_trl_loss.py).
-BNPO's Beta-normalised advantage is not here, nor in TRL: the name stands for the denominator.
+BNPO's Beta-normalised advantage is not implemented, nor is it in TRL: the name refers to the
+denominator.
 
-Completion tokens travel flat, [M], one sequence behind the other, in the order of the rows;
-`lengths` [b] says how many belong to each. Padding never reaches a loss, so nothing depends on it.
-The denominator is counted over the whole step (`denominator`, called by `grpo.batch.pack`):
-micro-batches and processes simply add up.
+Completion tokens are flat, [M], one sequence after the other, in the order of the rows; `lengths`
+[b] gives the number of tokens of each. Padding never reaches a loss. The denominator is computed
+over the whole step (`denominator`, called by `grpo.batch.pack`), so micro-batches and processes
+simply add up.
 
-Legend beside that of r1lab.types: b sequences of a micro-batch, M completion tokens in it.
+Legend in addition to that of r1lab.types: b sequences of a micro-batch, M completion tokens in it.
 """
 
 from __future__ import annotations
@@ -82,9 +83,9 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
 
 @lru_cache(maxsize=16)
 def find_loss(name: str) -> Loss:
-    """The loss of that name: one of LOSSES, else what `path/to/file.py:function` returns.
+    """Return the loss of that name: one of LOSSES, or the result of `path/to/file.py:function`.
 
-    Raises RecipeError for a name that is neither, and for a function that returns no Loss.
+    Raises RecipeError if the name is neither, or if the function does not return a Loss.
     """
     if name in LOSSES:
         return LOSSES[name]
@@ -93,26 +94,26 @@ def find_loss(name: str) -> Loss:
         raise RecipeError(f"{key}: {name!r} is not one of {', '.join(sorted(LOSSES))}")
     function = resolve(name, "loss", key=key)
     try:
-        found = function()
-    except TypeError as error:  # it takes arguments: most likely the term itself was named
+        loss = function()
+    except TypeError as error:  # it takes arguments: probably the surrogate itself was named
         raise RecipeError(
-            f"{key}: {name!r}: {error}; name a function that returns a Loss"
+            f"{key}: {name!r}: {error}; give a function that returns a Loss"
         ) from None
-    if not isinstance(found, Loss):
+    if not isinstance(loss, Loss):
         raise RecipeError(
-            f"{key}: {name!r} returned {type(found).__name__}, not an r1lab.grpo.loss.Loss"
+            f"{key}: {name!r} returned {type(loss).__name__}, not an r1lab.grpo.loss.Loss"
         )
-    return found
+    return loss
 
 
 def denominator(loss: str, num_sequences: int, num_tokens: int, max_tokens: int) -> float:
-    """What the sum of token terms is divided by.
+    """Return the divisor of the sum of token terms.
 
-    num_sequences and num_tokens count the completions and their tokens, those with zero advantage
-    included; max_tokens is the length limit of a completion, Dr. GRPO's constant.
+    num_sequences and num_tokens count all completions and their tokens, including those with zero
+    advantage; max_tokens is the length limit of a completion, Dr. GRPO's constant.
 
     sequence_mean, sequence_sum: B;  token_mean: N_completion;  constant: B * max_tokens;
-    minibatch_token_mean: N_completion, of each mini-batch (`grpo.batch.split` counts them).
+    minibatch_token_mean: N_completion of each mini-batch (`grpo.batch.split` counts them).
     """
     match find_loss(loss).aggregation:
         case "sequence_mean" | "sequence_sum":
@@ -125,10 +126,10 @@ def denominator(loss: str, num_sequences: int, num_tokens: int, max_tokens: int)
 
 @dataclass(frozen=True, slots=True)
 class LossStats:
-    """Sums over completion tokens, which add up over micro-batches and processes.
+    """Sums over completion tokens, additive over micro-batches and processes.
 
-    `sums` [len(FIELDS)] float64 stays on the device: nothing waits for it. Add two with `+`, sum
-    `sums` over processes, then read `means()`.
+    `sums` [len(FIELDS)] float64 stays on the device, so that updating it does not synchronise. Add
+    two with `+`, sum `sums` over processes, then read `means()`.
     """
 
     FIELDS = ("tokens", "sequences", "loss", "clipped_low", "clipped_high", "kl_old", "entropy",
@@ -138,19 +139,20 @@ class LossStats:
 
     @classmethod
     def zeros(cls, device: torch.device | str = "cpu") -> LossStats:
-        """Nothing counted yet: the start of a sum, or a process without a sequence."""
+        """Return zero counts: the start of a sum, or a process without sequences."""
         return cls(torch.zeros(len(cls.FIELDS), dtype=torch.float64, device=device))
 
     def __add__(self, other: LossStats) -> LossStats:
         return LossStats(self.sums + other.sums)
 
     def means(self) -> dict[str, float]:
-        """`tokens` and `sequences` counted, `loss` summed, and means per token of the others.
+        """Return counts of `tokens` and `sequences`, the sum `loss`, per-token means of the others.
 
-        clipped_low / clipped_high: share of tokens where the clip took the gradient away (CISPO:
-        cut the weight), 0 for losses without one; kl_old, kl_ref: k3 estimates of KL(old, current)
-        and KL(current, reference) in nats; entropy: nats; correction: the mean sampler-trainer
-        weight, correction_cut: the share of them that was cut off or masked.
+        clipped_low / clipped_high: share of tokens whose gradient the clip removed (CISPO: whose
+        weight it cut), 0 for losses without a clip; kl_old, kl_ref: k3 estimates of KL(old,
+        current) and KL(current, reference) in nats; entropy: nats; correction: the mean
+        sampler-trainer weight; correction_cut: the share of these weights that was truncated or
+        masked.
         """
         values = dict(zip(self.FIELDS, self.sums.tolist(), strict=True))
         totals = {name: values.pop(name) for name in ("tokens", "sequences", "loss")}
@@ -171,21 +173,21 @@ def policy_loss(
     correction: tuple[Tensor, Tensor] | None = None,
     entropy: Tensor | None = None,
 ) -> tuple[Tensor, LossStats]:
-    """The loss of one micro-batch, its share of the loss of the whole step.
+    """Return the loss of one micro-batch, as its share of the loss of the whole step.
 
     logp        [M] log-probs of the completion tokens under the current policy, with gradient
     logp_old    [M] the same before the first update; None: this is the first update (ratio 1)
-    advantages  [b] one for each sequence, shared by its tokens
+    advantages  [b] one per sequence, shared by its tokens
     lengths     [b] completion tokens of each sequence; they sum to M
-    loss        what `find_loss` takes
+    loss        a name that `find_loss` accepts
     denominator of the whole step over all processes (`denominator` above)
-    logp_ref    [M] under the reference; needed where options.kl_coefficient is not 0
+    logp_ref    [M] under the reference; required if options.kl_coefficient is not 0
     correction  ([M] weights, [M] which of them were cut) of `correction.correction_weights`; they
-                weigh the policy's terms, not the KL (VESPO takes them into its own weight)
+                weight the policy terms, not the KL (VESPO includes them in its own weight)
     entropy     [M] for the stats only
 
     Returns (scalar loss, stats). The gradients of all micro-batches of all processes add up to the
-    gradient of the whole: do not average them over either.
+    gradient of the step: do not average over either.
     """
     chosen, num_tokens = find_loss(loss), logp.numel()
     level = options.level or chosen.level
@@ -199,14 +201,14 @@ def policy_loss(
     terms = chosen.surrogate(log_ratio, per_token, logp, options)
     if terms.shape != logp.shape:
         raise R1labError(
-            f"algorithm.loss: {loss!r} gave terms of shape {tuple(terms.shape)} for "
-            f"{num_tokens} tokens; return one term a token"
+            f"algorithm.loss: {loss!r} returned terms of shape {tuple(terms.shape)} for "
+            f"{num_tokens} tokens; return one term per token"
         )
     if weights is not None and level != "product":
         terms = terms * weights
     if options.kl_coefficient != 0.0:
         if logp_ref is None:
-            raise ValueError("a KL term needs the log-probs of a reference")
+            raise ValueError("a KL term requires logp_ref")
         kl = k3(logp, logp_ref)
         if options.kl_corrected:
             kl = kl * ratio_at_level(of_tokens, lengths, _kl_level(level)).exp()
@@ -221,7 +223,7 @@ def policy_loss(
 
 
 def _kl_level(level: RatioLevel) -> RatioLevel:
-    """The level of the ratio that corrects the KL term: a product is none of one token."""
+    """Return the ratio level of the KL correction: a product has no per-token ratio."""
     return "token" if level == "product" else level
 
 
@@ -270,7 +272,7 @@ def _side_stats(
 
 
 def _as_stats(tokens: Tensor, **sums: Tensor) -> LossStats:
-    """Stats of the sums given, 0 elsewhere."""
+    """Build stats from the given sums; the others are 0."""
     zero = torch.zeros((), dtype=torch.float64, device=tokens.device)
     sums["tokens"] = tokens
     return LossStats(torch.stack([sums.get(name, zero).double() for name in LossStats.FIELDS]))

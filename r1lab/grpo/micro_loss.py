@@ -1,7 +1,7 @@
 """The loss of a micro-batch under a recipe: which log-probs are old, which weights apply.
 
-The functions of `loss`, `surrogate` and `correction` know no settings and no batch; this is where
-they meet.
+The functions of `loss`, `surrogate` and `correction` know neither settings nor batches; this module
+connects them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from r1lab.rollout.agreement import k3_sum
 def micro_loss(
     micro: MicroBatch, logp: Tensor, entropy: Tensor, algorithm: AlgorithmSettings
 ) -> tuple[Tensor, LossStats]:
-    """`policy_loss` of a micro-batch; logp and entropy [M] as the current policy has them."""
+    """Return `policy_loss` of a micro-batch; logp and entropy [M] are the current policy's."""
     logp_old = old_logprobs(micro, logp, corrected=algorithm.correction != "none")
     return policy_loss(
         logp, logp_old, micro.advantages, micro.completion_lens,
@@ -33,7 +33,7 @@ def micro_loss(
 
 
 def loss_options(algorithm: AlgorithmSettings) -> LossOptions:
-    """The numbers of a recipe's loss."""
+    """Return the loss coefficients of a recipe."""
     sapo, vespo = algorithm.sapo, algorithm.vespo
     return LossOptions(
         clip_low=algorithm.clip_low,
@@ -49,13 +49,13 @@ def loss_options(algorithm: AlgorithmSettings) -> LossOptions:
 
 
 def old_logprobs(micro: MicroBatch, logp: Tensor, *, corrected: bool = False) -> Tensor:
-    """[M]: under the weights that the step began with, as the ratio wants it.
+    """Return log-probs [M] under the weights that the step began with, for the ratio.
 
-    That is `logp` itself on the first update, what was remembered on later ones. Sequences that
-    were drawn under earlier weights have the sampler's in its place, so that the ratio goes all the
-    way and the clip bounds it; not so where a correction is on (`corrected`): it weighs the way
-    from the sampler to the step's beginning by itself, and the ratio goes from there (the decoupled
-    objective of Hilton et al., arXiv 2110.00641, and AReaL, arXiv 2505.24298).
+    On the first update they are `logp` itself, on later ones the stored values. Sequences sampled
+    under earlier weights use the sampler's log-probs instead, so that the ratio covers the whole
+    difference and the clip bounds it. With a correction (`corrected`) they do not: it already
+    weights the difference from the sampler to the start of the step, and the ratio covers the rest
+    (the decoupled objective of Hilton et al., arXiv 2110.00641, and AReaL, arXiv 2505.24298).
     """
     old = logp.detach() if micro.logp_old is None else micro.logp_old
     if micro.logp_sampler is None or corrected:
@@ -76,14 +76,14 @@ def _correction(
 
 
 def sampler_gap_sums(micro: MicroBatch, logp: Tensor) -> Tensor:
-    """[k3 with capped shares, k3, tokens] of the sequences drawn under the current weights.
+    """Return [k3 with capped shares, k3, tokens] of sequences sampled under the current weights.
 
-    logp [M] is the trainer's; see `r1lab.rollout.agreement`. Zeros where the sampler gave none.
+    logp [M] is the trainer's; see `r1lab.rollout.agreement`. Zeros without sampler log-probs.
     """
     if micro.logp_sampler is None:
         return torch.zeros(3, dtype=torch.float64, device=logp.device)
     fresh = ~spread(micro.stale, micro.completion_lens, logp.numel())
-    # A stale token is held against itself: it adds nothing, and is not counted.
+    # A stale token is compared with itself: it adds nothing, and is not counted.
     sampler = torch.where(fresh, micro.logp_sampler, logp.detach().float())
     capped, _ = k3_sum(sampler, logp)
     plain, _ = k3_sum(sampler, logp, cap=math.inf)

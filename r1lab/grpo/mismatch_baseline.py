@@ -1,9 +1,9 @@
-"""The floor of sampler-trainer agreement, where it cannot be measured on the first step.
+"""Measure the baseline of sampler-trainer mismatch when the first step cannot provide it.
 
-Adapters are zero at the start: the sampler's merged weights are the base's, bit for bit, and the
-two agree better than they ever will again. Once the adapters are not zero, merging rounds base +
-delta once where the trainer's forward adds the two unrounded. So the floor of a run with adapters
-is measured with small random ones in their place, before its first step.
+Adapters are zero at the start: the sampler's merged weights equal the base bit for bit, so sampler
+and trainer agree better than at any later step. Once the adapters are not zero, merging rounds
+base + delta once, while the trainer's forward adds the two unrounded. The baseline of a run with
+adapters is therefore measured with small random adapters, before its first step.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from r1lab.grpo.policy import Policy
 from r1lab.model.shard import fitted
 from r1lab.rollout.source import RolloutSource
 
-# Of the entries of B, whatever the rank: what AdamW moves them by in some tens of updates. How
-# large is of no matter, as the weights round alike under any change that is not lost in rounding.
+# Scale of the entries of B at any rank: about what AdamW adds in some tens of updates. The exact
+# value does not matter: any change that is not lost in rounding makes the weights round alike.
 SIZE = 0.01
 
 
 @contextmanager
 def perturbed_adapters(model: nn.Module, seed: int) -> Iterator[None]:
-    """The model with random adapters (`B` of B A) while inside, and exactly its own again after."""
+    """Add noise to the adapters (`B` of B A) for the context, and restore them exactly."""
     adapters = [p for name, p in model.named_parameters() if ".lora_B." in name]
     own = [p.detach().clone() for p in adapters]
     draw = torch.Generator().manual_seed(seed)
@@ -42,10 +42,10 @@ def perturbed_adapters(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 def measure_mismatch_baseline(policy: Policy, source: RolloutSource, seed: int) -> None:
-    """Measure the guard's floor under random adapters; the policy and the stream stay as they were.
+    """Measure the guard's baseline with random adapters; the policy and the stream are unchanged.
 
-    Does nothing where there is a floor or a bound already. Leaves the policy's weights with the
-    sampler. Raises RunStopped where the two do not agree at all.
+    Does nothing if a baseline or a bound is already set. Leaves the policy's weights with the
+    sampler. Raises RunStopped if sampler and trainer do not agree at all.
     """
     if source.guard.floor is not None or source.guard.max_kl is not None:
         return

@@ -1,10 +1,10 @@
 """The policy: the model being trained, its log-probs, its gradient and its update.
 
-One gradient is gathered over micro-batches and processes before each update: every loss is a sum
-over tokens divided by a denominator that was counted once for the whole step, so gradients add up
-and are never averaged. Processes sum their gradients by hand, once an update, so they may have
-different numbers of micro-batches, or none. Sharded weights (`r1lab.model.shard`) are summed as the
-gradient arises, and each process takes part in as many passes as the busiest one has.
+The gradient is accumulated over micro-batches and processes before each update: every loss is a sum
+over tokens divided by a denominator computed once for the whole step, so gradients add up and are
+never averaged. Processes sum their gradients explicitly, once per update, so they may have
+different numbers of micro-batches, or none. Gradients of sharded weights (`r1lab.model.shard`) are
+summed in the backward pass, so each process runs as many passes as the busiest one.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-_PROBE_TOKENS = 32  # of a sequence on which log-probs are held against the model's own
+_PROBE_TOKENS = 32  # of a sequence on which log-probs are compared with the model's own
 _TOKENS_WITHOUT_GRADIENT = 4096  # padded tokens of a forward without backward
 
 
 @dataclass(frozen=True, slots=True)
 class GradientStats:
-    """What one gathered gradient saw, over all processes.
+    """Statistics of one accumulated gradient, over all processes.
 
-    `means` as `LossStats.means`; `sync_kl` the k3 estimate of KL(sampler, trainer) in nats per
-    token with each token's share capped (`r1lab.rollout.agreement` says why), `sync_kl_uncapped`
-    the plain one, both None where the batch held no sampler log-probs; `num_tokens` behind them.
+    `means` is that of `LossStats.means`. `sync_kl` is the k3 estimate of KL(sampler, trainer) in
+    nats per token, with each token's share capped (`r1lab.rollout.agreement` explains why), and
+    `sync_kl_uncapped` the plain one; both are None if the batch held no sampler log-probs.
+    `num_tokens` is the number of tokens they are computed from.
     """
 
     means: dict[str, float]
@@ -61,26 +62,26 @@ class GradientStats:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that carried gradient, over all processes."""
+        """Number of sequences that carried gradient, over all processes."""
         return int(self.means["sequences"])
 
 
 class NonFiniteError(RunStopped):
-    """Several updates in a row had a loss or gradient that is not a finite number."""
+    """Raised after several consecutive updates with a non-finite loss or gradient."""
 
     def __init__(self, num_updates: int) -> None:
-        """`num_updates`: how many in a row."""
+        """`num_updates` is the number of consecutive updates."""
         super().__init__(
-            f"the loss or its gradient was not finite in {num_updates} updates in a row "
-            "(algorithm.max_skipped): lower optimizer.learning_rate, or look at the rewards"
+            f"algorithm.max_skipped: loss or gradient not finite in {num_updates} consecutive "
+            "updates; lower optimizer.learning_rate, or check the rewards"
         )
 
 
 class Policy:
-    """A causal LM (full weights or LoRA) with its optimiser and the number of its updates.
+    """A causal LM (full weights or LoRA) with its optimizer and version.
 
-    `version` counts the steps whose weights the sampler should have; it is what a completion's
-    `weight_version` refers to.
+    `version` counts the training steps taken; it is the number that a completion's `weight_version`
+    refers to.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Policy:
         pad_token_id: int = 0,
         with_reference: bool = False,
     ) -> None:
-        """`with_reference` keeps the model as it is now for a KL term."""
+        """`with_reference` copies the current weights as the reference of a KL term."""
         self.model, self.accelerator = model, accelerator
         self.settings, self.total_updates = optimizer, total_updates
         self.temperature, self.pad_token_id = temperature, pad_token_id
@@ -113,26 +114,26 @@ class Policy:
         )
         self.reference = ReferencePolicy(model) if with_reference else None
         self._replay = RouterReplay(base)
-        self._load: Tensor | None = None  # of the experts, under the gradient last gathered
-        # Dropout would make the trainer another model than the sampler.
+        self._load: Tensor | None = None  # expert load of the last accumulated gradient
+        # With dropout the trainer would compute another model than the sampler.
         model.eval()
 
     def checkpoint_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The current weights under checkpoint names, adapters merged, for the sampler."""
+        """Yield the current weights under checkpoint names, adapters merged, for the sampler."""
         return checkpoint_weights(self.model)
 
     def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-prob and entropy [M] of each completion token of a micro-batch, flat.
+        """Return log-prob and entropy [M] of each completion token of a micro-batch, flat.
 
-        A pass of all processes where weights are sharded.
+        With sharded weights this is a collective: all processes must call it.
         """
         return self._scored(micro)
 
     def _score(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        # Padding stands on the right and attention is causal: no mask is needed, but for the rows
-        # that hold several completions of a prompt. Packed rows have ends in the place of a mask.
+        # Padding is on the right and attention is causal, so only rows with several completions of
+        # a prompt need a mask. Packed rows pass the ends of their sequences instead of a mask.
         rows = {"attention_mask": micro.mask, "position_ids": micro.position_ids}
-        # Only those that are set: not every architecture has positions to be told.
+        # Pass only what is set: not every architecture accepts positions.
         options = {name: value for name, value in rows.items() if value is not None}
         with self._replay.replayed(micro.experts):
             output = self._decoder(
@@ -147,9 +148,9 @@ class Policy:
     def microbatches(
         self, batch: Batch, token_budget: int, *, share_prompts: bool = True
     ) -> Iterator[MicroBatch]:
-        """The forward passes of a batch: packed where the model's attention takes that.
+        """Yield the forward passes of a batch: packed if the model's attention supports it.
 
-        Else completions of one prompt stand together where that pays.
+        Otherwise completions of one prompt share a row where that is cheaper.
         """
         if self._packs:
             return packed_microbatches(batch, token_budget)
@@ -160,12 +161,12 @@ class Policy:
         )
 
     def forward_backward(self, batch: Batch, algorithm: AlgorithmSettings) -> GradientStats:
-        """Forward and backward over a batch; the gradient then is the sum over all processes."""
+        """Run forward and backward over a batch; the gradient is the sum over all processes."""
         self.optimizer.zero_grad()
         device = self.accelerator.device
         stats, gap = LossStats.zeros(device), torch.zeros(3, dtype=torch.float64, device=device)
         with self._counted_load(algorithm.router_bias_speed > 0) as load:
-            # Where load is counted, a prompt counts once for each of its completions.
+            # Expert load counts a prompt once per completion, so rows must not share prompts.
             for micro in self._in_step(
                 self.microbatches(
                     batch, algorithm.tokens_per_microbatch, share_prompts=load is None
@@ -203,11 +204,11 @@ class Policy:
         self._load = self.all_reduce_sum(load.take())
 
     def with_old_and_ref_logprobs(self, batch: Batch, algorithm: AlgorithmSettings) -> Batch:
-        """The batch with what it needs of the policy before the step's first update.
+        """Return the batch with what it needs from the policy before the step's first update.
 
-        The trainer's own log-probs, and the experts it chose where they are to be replayed, if
-        there are several updates (with one the ratio is 1, and the update's own forward serves);
-        those of the reference, if there is a KL term.
+        With several updates these are the trainer's own log-probs, and the experts it chose if
+        routing is replayed (with one update the ratio is 1, and the update's own forward serves).
+        With a KL term they include the log-probs of the reference.
         """
         budget = algorithm.tokens_per_microbatch
         if algorithm.updates_per_step > 1:
@@ -215,7 +216,7 @@ class Policy:
             logp, experts = self.completion_logprobs(batch, budget, record_experts=record)
             batch = replace(batch, logp_old=logp, experts=experts if record else batch.experts)
         if algorithm.kl_coefficient:
-            assert self.reference is not None, "a policy with a KL term is made with_reference"
+            assert self.reference is not None, "a KL term requires with_reference"
             with self.reference.in_place():
                 logp, _ = self.completion_logprobs(replace(batch, experts=None), budget)
             batch = replace(batch, logp_ref=logp)
@@ -225,10 +226,9 @@ class Policy:
     def completion_logprobs(
         self, batch: Batch, tokens_per_microbatch: int, *, record_experts: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """([N] float32 log-prob of each completion token, 0 at prompt tokens; experts or None).
+        """Return ([N] float32 log-prob per completion token, 0 at prompt tokens; experts or None).
 
-        The experts, where `record_experts` asks for them, are [N, layers, top_k] int16: those that
-        each token went through.
+        With `record_experts` the experts of each token are returned, [N, layers, top_k] int16.
         """
         flat = torch.zeros(batch.token_ids.numel())
         experts: Tensor | None = None
@@ -242,18 +242,18 @@ class Policy:
                 logp, _ = self.logprobs(micro.to(self.accelerator.device))
             flat[micro.positions] = logp.float().cpu()
             if record_experts:
-                found = torch.stack(chosen, 1).to("cpu", torch.int16)  # [b * t, layers, top_k]
+                routed = torch.stack(chosen, 1).to("cpu", torch.int16)  # [b * t, layers, top_k]
                 if experts is None:
-                    experts = found.new_full((len(flat), *found.shape[1:]), -1)
+                    experts = routed.new_full((len(flat), *routed.shape[1:]), -1)
                 real = micro.attention_mask.bool()
-                experts[micro.where[real]] = found[real.flatten()]
+                experts[micro.where[real]] = routed[real.flatten()]
         return flat, experts
 
     @torch.no_grad()
     def sampler_mismatch(self, rollouts: Sequence[Rollout]) -> tuple[float | None, int]:
-        """(k3 estimate of KL(sampler, trainer), tokens) of rollouts with log-probs, all processes.
+        """Return (k3 estimate of KL(sampler, trainer), tokens) of rollouts, over all processes.
 
-        What `forward_backward` reports on its way, for rollouts that are not trained on.
+        This is what `forward_backward` reports, for rollouts that are not trained on.
         """
         unscored = [ScoredGroup(r, (Verdict(None),) * len(r.completions)) for r in rollouts]
         ones = [[1.0] * len(r.completions) for r in rollouts]
@@ -271,10 +271,11 @@ class Policy:
 
     @torch.no_grad()
     def forward_gap(self) -> tuple[float | None, int]:
-        """(k3 estimate, tokens) of `logprobs` against the model's own forward, on made-up tokens.
+        """Return (k3, tokens) of `logprobs` against the model's own forward, on random tokens.
 
-        Only rounding is left unless this class computes an architecture in another way than the
-        architecture does. One sequence at a time there, groups of padded rows here.
+        Only rounding remains, unless this class computes an architecture differently from its own
+        forward. The model's forward runs one sequence at a time, `logprobs` runs groups of padded
+        rows.
         """
         config = self.base.config.get_text_config(decoder=True)
         limit = getattr(config, "max_position_embeddings", None) or _PROBE_TOKENS
@@ -282,7 +283,7 @@ class Policy:
         draw = torch.Generator().manual_seed(0)
         rollouts = []
         for group in torch.randint(config.vocab_size, (2, 3, length), generator=draw):
-            first = length // 4  # of the completions; all have the same prompt, and lengths differ
+            first = length // 4  # start of the completions; same prompt, different lengths
             group[:, :first] = group[0, :first]
             rows = [row[: length - 2 * number] for number, row in enumerate(group)]
             completions = tuple(self._forced(row, first) for row in rows)
@@ -291,7 +292,7 @@ class Policy:
         return self.sampler_mismatch(rollouts)
 
     def _forced(self, row: Tensor, first: int) -> Completion:
-        """The tokens of a row from `first` on, with their log-probs by the model's own forward."""
+        """Return the tokens of a row from `first` on, with the model's own log-probs."""
         ids = row[None].to(self.accelerator.device)
         logits = self.base(input_ids=ids, use_cache=False).logits[0, :-1].float()
         logp = (logits / self.temperature).log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
@@ -306,13 +307,13 @@ class Policy:
         max_skipped: int = 1,
         router_bias_speed: float = 0.0,
     ) -> dict[str, float]:
-        """One AdamW update with the gathered gradient; its norm, the learning rate, if skipped.
+        """Take one AdamW update; return gradient norm, learning rate and whether it was skipped.
 
-        Without a gradient (every group of every process without variance) nothing moves: AdamW's
-        momentum alone would go on pushing. Nor does anything move where the gradient or the `loss`
-        it came from is not finite: such an update is skipped and counted, and the `max_skipped`-th
-        in a row raises NonFiniteError before it changes anything. `router_bias_speed` moves the
-        experts' bias along, by the load that the gradient was gathered under.
+        Without a gradient (no group of any process has variance) nothing changes: AdamW's momentum
+        alone would still move the weights. A non-finite gradient or `loss` changes nothing either:
+        the update is skipped and counted, and the `max_skipped`-th in a row raises NonFiniteError
+        before it changes anything. `router_bias_speed` also moves the experts' bias, by the expert
+        load of the accumulated gradient.
         """
         rate = learning_rate_at(
             self.num_updates, self.num_updates / max(self.total_updates - 1, 1),
@@ -332,24 +333,24 @@ class Policy:
         return {"grad_norm": norm, "learning_rate": rate, "skipped": float(not is_finite)}
 
     def advance_version(self, reference_every: int) -> None:
-        """The step's updates are done: another version; every so many the reference follows it."""
+        """Increment the version after the step's updates; refresh the reference when due."""
         self.version += 1
         if self.reference is not None and reference_every and self.version % reference_every == 0:
             self.reference.refresh()
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The tensor summed over all processes (itself where there is one)."""
+        """Return the tensor summed over all processes (itself with one process)."""
         if self.accelerator.num_processes == 1:
             return tensor
         summed: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
         return summed
 
     def _in_step(self, micros: Iterator[MicroBatch]) -> Iterator[MicroBatch | None]:
-        """The micro-batches; of sharded weights then None while another process has more."""
+        """Yield the micro-batches; if sharded, then None while another process has more."""
         return equalize_microbatches(micros, self.all_reduce_sum if self.is_sharded else None)
 
     def _run_dummy_pass(self, load: ExpertLoad | None = None) -> None:
-        """A pass that adds nothing, for the processes that need this one's shards."""
+        """Run a pass that adds nothing, for the processes that need this one's shards."""
         micro = dummy_microbatch(self.pad_token_id).to(self.accelerator.device)
         if load is not None:
             load.mask = micro.attention_mask.bool()
@@ -368,7 +369,7 @@ class Policy:
             gradient.copy_(summed.view_as(gradient))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the next update: masters, moments, buffers, counters."""
+        """Return all state that determines the next update: masters, moments, buffers, counters."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "buffers": dict(base_model(self.model).named_buffers()),
@@ -379,7 +380,7 @@ class Policy:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Restore a saved state."""
         self.optimizer.load_state_dict(state["optimizer"])
         for name, buffer in base_model(self.model).named_buffers():
             buffer.copy_(state["buffers"][name])

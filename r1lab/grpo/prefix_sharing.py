@@ -1,19 +1,19 @@
-"""Micro-batches in which the completions of a question share its prompt.
+"""Micro-batches in which the completions of a prompt share it.
 
-G completions of one question repeat its prompt G times. Here a row holds the prompt once and
-several completions behind it, each of which sees the prompt and itself: positions go on from the
-prompt's end in each, and the attention mask hides its siblings. Hidden states, and with them the
-loss and its gradient, are those of separate rows up to rounding; the prompt's part of the forward
-and backward is done once.
+G completions of one problem repeat its prompt G times. Here a row holds the prompt once, followed
+by several completions, each of which attends to the prompt and itself: positions continue from
+the prompt's end in each, and the attention mask hides its siblings. Hidden states, and therefore
+the loss and its gradient, equal those of separate rows up to rounding; the forward and backward of
+the prompt run once.
 
     row        p0 p1 p2 | a0 a1 | b0 b1 b2      prompt, completion a, completion b
     segment     0  0  0 |  1  1 |  2  2  2
     position    0  1  2 |  3  4 |  3  4  5
 
-Attention over such a row costs more than over separate ones (its length squared, under a mask), so
-completions share a row as long as together they are no longer than their prompt, or than
-`SHORT` tokens, where attention is a small part of the work. What shares a row with nobody goes
-through the ordinary micro-batches.
+Attention over such a row costs more than over separate rows (its length squared, with a mask).
+Completions therefore share a row only while their total length is at most that of their prompt, or
+`SHORT` tokens, below which attention is a small part of the work. Other sequences use the ordinary
+micro-batches.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from r1lab.grpo.batch import MicroBatch, microbatches
 from r1lab.types import Batch
 
 SHORT = 256
-# Plain causal attention over all that came before, by token position: what the mask can express.
+# Architectures with plain causal attention by token position, which the mask can express.
 FAMILIES = ("deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe")
 
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    """A prompt at `start` with `prompt_len` tokens, and completions by their row in the batch."""
+    """A prompt at `start` with `prompt_len` tokens, and its completions by row in the batch."""
 
     start: int
     prompt_len: int
@@ -44,7 +44,7 @@ class _Tree:
 
 
 def can_share(config: Any) -> bool:
-    """Whether a model takes rows of several completions: its attention must accept their mask."""
+    """Return whether a model's attention accepts the mask of rows with several completions."""
     return (
         config.model_type in FAMILIES
         and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
@@ -55,12 +55,12 @@ def can_share(config: Any) -> bool:
 def shared_microbatches(
     batch: Batch, token_budget: int, *, pad_token_id: int = 0, dtype: torch.dtype = torch.float32
 ) -> Iterator[MicroBatch]:
-    """`microbatches`, but for completions of one prompt, which share a row where that is cheaper.
+    """Like `microbatches`, but completions of one prompt share a row where that is cheaper.
 
-    A micro-batch of such rows comes with `position_ids`, `mask` (of `dtype`) and `predictors`; its
-    `completion_lens`, `advantages` and `stale` are those of its completions, row by row.
+    A micro-batch of such rows has `position_ids`, `mask` (of `dtype`) and `predictors`; its
+    `completion_lens`, `advantages` and `stale` have one entry per completion, row by row.
     """
-    if batch.experts is not None:  # prescribed for each sequence: they are no longer of one prompt
+    if batch.experts is not None:  # replayed routing differs by sequence, also within the prompt
         yield from microbatches(batch, token_budget, pad_token_id=pad_token_id)
         return
     trees, alone = _trees(batch, token_budget)
@@ -74,7 +74,7 @@ def shared_microbatches(
 
 
 def _trees(batch: Batch, token_budget: int) -> tuple[list[_Tree], Tensor]:
-    """Rows of two completions or more, longest first; and the sequences that stay alone."""
+    """Return the rows of two or more completions, longest first, and the remaining sequences."""
     starts = (batch.lengths.cumsum(0) - batch.lengths).tolist()
     lengths, prompt_lens = batch.lengths.tolist(), batch.prompt_lens.tolist()
     tokens = batch.token_ids.numpy()
@@ -159,7 +159,7 @@ def _pad(batch: Batch, trees: list[_Tree], pad_token_id: int, dtype: torch.dtype
 
 
 def _attention_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
-    """segment [b, t] -> [b, 1, t, t], 0 where a token is seen and the lowest number elsewhere."""
+    """segment [b, t] -> [b, 1, t, t], 0 where a token is seen, else the lowest number."""
     t = segment.shape[1]
     seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
     seen &= torch.ones(t, t, dtype=torch.bool).tril()

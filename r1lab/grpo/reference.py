@@ -1,4 +1,4 @@
-"""The reference of the KL term: a frozen copy of what training changes in a model."""
+"""The reference of the KL term: a frozen copy of the trained weights of a model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from r1lab.model.weights import ROUTER_BIAS
 
 
 class ReferencePolicy:
-    """The trained weights of `model` as they were when this was made, or last refreshed.
+    """The trained weights of `model` at construction, or at the last refresh.
 
-    Full weights: a copy of all of them. Adapters: a copy of these alone; fresh ones add nothing, so
-    that the first reference is the base. The router bias is held too, as an option moves it. Costs
-    as much memory as the trained weights, and no second model: a forward pass under the reference
-    is one of the model itself with the copies in its weights' place. Of sharded weights it holds
-    the same rows.
+    Full weights: a copy of all of them. Adapters: a copy of the adapters only; new ones add
+    nothing, so the first reference is the base. The router bias is copied too, since an option
+    changes it. The reference takes as much memory as the trained weights but no second model: its
+    forward pass runs the model itself with the copies swapped in. For sharded weights it holds the
+    same rows.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,7 +30,7 @@ class ReferencePolicy:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model computes as the reference, while inside; nothing of it may be updated there."""
+        """Swap the reference weights in for the context; do not update the model inside it."""
         self._exchange()
         try:
             yield
@@ -39,7 +39,7 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Values for values: sharded weights are gathered from memory that stays where it is."""
+        """Swap by value: sharded weights are gathered from memory whose address must not change."""
         for tensor, copy in zip(self._own, self._copies, strict=True):
             held = tensor.detach().clone()
             tensor.copy_(copy)
@@ -47,15 +47,15 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Become the model as it is now."""
+        """Copy the current weights of the model."""
         for tensor, copy in zip(self._own, self._copies, strict=True):
             copy.copy_(tensor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The copies, in the order of the model."""
+        """Return the copies, in the order of the model."""
         return {"copies": self._copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Restore a saved state."""
         for copy, saved in zip(self._copies, state["copies"], strict=True):
             copy.copy_(fitted(saved, copy))

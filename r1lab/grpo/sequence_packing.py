@@ -1,15 +1,15 @@
 """Micro-batches without padding, for attention of variable length.
 
-Sequences stand end to end in one row; the kernel is told where each ends, and none sees another:
+Sequences are concatenated in one row. The kernel gets the end of each, and none attends to another:
 
     row          p0 p1 a0 a1 | p0 p1 b0 | q0 c0 c1      prompt and completion of each
     position      0  1  2  3 |  0  1  2 |  0  1  2
     cu_seqlens   0 4 7 10
 
-Hidden states, and with them the loss and its gradient, are those of padded rows up to rounding, and
-no token of a forward is wasted on padding. Each completion stands behind its own copy of the
-prompt: a kernel that knows sequences by their ends alone cannot let several share one, as
-`grpo.shared` does under a mask.
+Hidden states, and therefore the loss and its gradient, equal those of padded rows up to rounding,
+and no token of a forward is wasted on padding. Each completion follows its own copy of the prompt:
+a kernel that only knows where sequences end cannot let several share one, as `grpo.prefix_sharing`
+does with a mask.
 
 Legend: b sequences of a row, t its tokens, M completion tokens among them.
 """
@@ -29,9 +29,9 @@ from r1lab.types import Batch
 def packed_microbatches(batch: Batch, token_budget: int) -> Iterator[MicroBatch]:
     """Cut a batch into rows of at most `token_budget` tokens, each sequence whole, longest first.
 
-    A sequence longer than the budget gets a row of its own. Nothing comes out of an empty batch.
-    The order depends on the batch alone. A micro-batch comes with `position_ids`, `predictors` and
-    `cu_seqlens`; its `completion_lens`, `advantages` and `stale` are those of its sequences.
+    A sequence longer than the budget gets its own row. An empty batch yields nothing. The order
+    depends only on the batch. A micro-batch has `position_ids`, `predictors` and `cu_seqlens`; its
+    `completion_lens`, `advantages` and `stale` have one entry per sequence.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")
@@ -40,7 +40,7 @@ def packed_microbatches(batch: Batch, token_budget: int) -> Iterator[MicroBatch]
 
 
 def fill_rows(lengths: list[int], token_budget: int) -> list[list[int]]:
-    """Indices of the sequences of each row: first fit, longest first."""
+    """Return the indices of the sequences of each row: first fit, longest first."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     rows: list[list[int]] = []
     room: list[int] = []
@@ -57,7 +57,7 @@ def fill_rows(lengths: list[int], token_budget: int) -> list[list[int]]:
 
 
 def pack_row(batch: Batch, rows: Tensor) -> MicroBatch:
-    """The sequences `rows` [b] of a batch end to end, as a micro-batch of one row [1, t]."""
+    """Concatenate the sequences `rows` [b] of a batch into a micro-batch of one row [1, t]."""
     lengths, prompt_lens = batch.lengths[rows], batch.prompt_lens[rows]
     ends = lengths.cumsum(0)
     positions = torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)  # [t]
@@ -83,16 +83,16 @@ def pack_row(batch: Batch, rows: Tensor) -> MicroBatch:
         experts=None if batch.experts is None else batch.experts[where][None].long(),
         denominator=batch.denominator,
         position_ids=positions[None],
-        # The token before it; a completion never stands first in its sequence.
+        # The token before it; a completion token is never the first of its sequence.
         predictors=is_completion.nonzero().flatten() - 1,
         cu_seqlens=torch.cat([ends.new_zeros(1), ends]).to(torch.int32),
     )
 
 
 def varlen_arguments(cu_seqlens: Tensor | None) -> dict[str, Any]:
-    """What a decoder of transformers is told of packed sequences (its FlashAttentionKwargs).
+    """Return the arguments of a transformers decoder for packed sequences (FlashAttentionKwargs).
 
-    Nothing of rows that are not packed.
+    Empty for rows that are not packed.
     """
     if cu_seqlens is None:
         return {}
@@ -109,9 +109,9 @@ def longest(cu_seqlens: Tensor) -> int:
 
 
 def causal_blocks(cu_seqlens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What the kernel computes, as a mask [1, 1, t, t] to add: 0 where a token is seen.
+    """Return the kernel's attention pattern as an additive mask [1, 1, t, t], 0 where seen.
 
-    The lowest number of `dtype` elsewhere. cu_seqlens [b + 1], from 0 to t.
+    Other entries are the lowest number of `dtype`. cu_seqlens [b + 1], from 0 to t.
     """
     lengths = cu_seqlens.diff().long()
     sequence = torch.arange(len(lengths)).repeat_interleave(lengths)  # [t]

@@ -1,4 +1,4 @@
-"""The pieces that a run and its preflight are put together from, as a recipe names them."""
+"""Build the parts of a run and of its preflight from a recipe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def load_policy(
     recipe: TrainRecipe, accelerator: Accelerator
 ) -> tuple[Policy, PreTrainedTokenizerBase, Path]:
-    """The base of a recipe as a policy at its first version, its tokenizer and its folder."""
+    """Load the base of a recipe; return the policy at version 0, its tokenizer and folder."""
     model, tokenizer, folder = load_base(recipe.model)
     if recipe.algorithm.router_bias_speed or recipe.algorithm.router_replay != "none":
         require_routers(model)
@@ -58,7 +58,7 @@ def load_policy(
 def kept_problems(
     recipe: TrainRecipe, sampler: Sampler, tokenizer: PreTrainedTokenizerBase
 ) -> Keep | None:
-    """Which rows of tables a run asks; None: all of them."""
+    """Return a filter for the rows of tables that a run uses; None keeps all."""
     return keeps_what_fits(
         recipe.problems,
         TEMPLATES[recipe.template],
@@ -69,7 +69,7 @@ def kept_problems(
 
 
 def check_forward(policy: Policy, path: str) -> None:
-    """Refuse a model whose log-probs in training are not those of its own forward.
+    """Reject a model whose training log-probs differ from those of its own forward.
 
     `path` is the value of `model.path`. Raises RecipeError.
     """
@@ -77,29 +77,29 @@ def check_forward(policy: Policy, path: str) -> None:
     try:
         gap, num_tokens = policy.forward_gap()
         assert gap is not None, "there are tokens"
-    # What transformers raises for an architecture that takes other inputs than a decoder does.
+    # Errors that transformers raises for an architecture whose inputs are not those of a decoder.
     except (TypeError, ValueError, AttributeError, NotImplementedError, LookupError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(
-            f"model.path: {path!r} is a {kind}, which cannot be trained here ({reason}); take a "
+            f"model.path: {path!r} is a {kind}, which cannot be trained here ({reason}); use a "
             "decoder-only language model"
         ) from error
     bound = guard_of(policy).bound(num_tokens)
     if not gap <= bound:
         raise RecipeError(
-            f"model.path: {path!r} is a {kind}, and its log-probs in training would not be those "
-            f"of its own forward (k3 {gap:.2g}, at most {bound:.2g}); take another architecture"
+            f"model.path: {path!r} is a {kind}, whose training log-probs would differ from those "
+            f"of its own forward (k3 {gap:.2g}, at most {bound:.2g}); use another architecture"
         )
 
 
 def guard_of(policy: Policy, *, device: str | None = None, **options: Any) -> SyncGuard:
-    """A guard with the bounds of the policy's precision and of `device`, its own if None."""
+    """Return a guard with the bounds of the policy's precision and of `device` (None: its own)."""
     dtype = str(policy.base.dtype).removeprefix("torch.")
     device = device or policy.accelerator.device.type
     is_exact = (dtype, device) == ("float32", "cpu")
     return SyncGuard(
         highest_floor=highest_floor(dtype, device),
-        # Rounding can send a token to another expert, in any precision: that is chance.
+        # Rounding can send a token to another expert in any precision, so allow for chance.
         allow_chance=not is_exact or has_experts(policy.base),
         **options,
     )
@@ -112,7 +112,7 @@ def build_rollout_source(
     policy: Policy,
     settings: SamplingRecipe | None = None,
 ) -> RolloutSource:
-    """This process's stream of rollouts; `settings` in place of the recipe's sampling."""
+    """Build this process's rollout source; `settings` replaces the recipe's sampling."""
     settings = settings or recipe.sampling
     stream = AsyncRolloutSource if settings.max_lag else RolloutSource
     return stream(
@@ -126,7 +126,7 @@ def build_rollout_source(
         seed=recipe.seed,
         guard=guard_of(
             policy,
-            # Where a server computes is not known here: as much as any may differ.
+            # A server's device is unknown here, so use the loosest bound.
             device="cuda" if settings.engine == "server" else None,
             max_kl=recipe.algorithm.max_sync_kl,
             advice=advice(settings.engine, recipe.model.dtype),

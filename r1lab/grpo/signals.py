@@ -1,9 +1,8 @@
-"""Signals that ask a run to stop: Ctrl-C, SIGTERM, the warning that Slurm sends before it, and a
-terminal that has gone.
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, Slurm's warning signal and a closed terminal.
 
-The first one stops the run at the next moment from which it can go on exactly; the second one ends
-the process as if nobody listened. A launcher passes on what the terminal has sent already, so a
-signal within a second of the first counts as the same.
+The first signal stops the run at the next point from which it can resume exactly; the second one
+ends the process with the default action. A launcher forwards signals that the terminal has already
+sent, so a signal within a second of the first counts as the same one.
 """
 
 from __future__ import annotations
@@ -19,18 +18,17 @@ from typing import Self
 
 from r1lab.types import Interrupted
 
-# SIGUSR1: what batch systems send ahead of a time limit where they are asked for it. SIGHUP: the
-# terminal has gone.
+# SIGUSR1: batch systems send it before a time limit, if configured. SIGHUP: terminal closed.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _IGNORABLE = (signal.SIGINT, signal.SIGHUP)
 SAME_SIGNAL_SECONDS = 1.0
 
 
 class StopSignals:
-    """Listens while it is entered: raises `Interrupted` at once, or from `hold` on at `release`.
+    """Raise `Interrupted` on a signal: at once, or at `release` if it arrives after `hold`.
 
     With `at_once` False (several processes, which must stop at the same step) a signal is only
-    noted in `requested`.
+    recorded in `requested`.
     """
 
     def __init__(self, *, at_once: bool = True) -> None:
@@ -39,10 +37,10 @@ class StopSignals:
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
-        # Python runs handlers in the main thread alone, and takes them from nowhere else.
+        # Python runs signal handlers, and allows setting them, only in the main thread.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                # What the parent ignores on purpose (nohup, a shell's background job) stays so.
+                # Signals that the parent ignores (nohup, a background job) stay ignored.
                 if number not in _IGNORABLE or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
         return self
@@ -56,22 +54,22 @@ class StopSignals:
 
     @property
     def is_held(self) -> bool:
-        """Whether a signal would wait."""
+        """Whether a signal would be deferred."""
         return self._held
 
     def hold(self) -> None:
-        """From here on nothing may be cut short: a signal waits for `release`."""
+        """Defer signals until `release`: no work may be interrupted from here on."""
         self._held = True
 
     def release(self) -> None:
-        """The run can be gone on from here; raises Interrupted for a signal that waited."""
+        """Stop deferring: the run can resume from here. Raises Interrupted if one arrived."""
         self._held = False
         if self.requested and self._at_once:
             raise Interrupted(self.requested)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """`hold` around what is inside, and `release` after it if nobody holds already."""
+        """Call `hold` on entry, and `release` on exit unless signals were already held."""
         was_held = self._held
         self.hold()
         yield

@@ -25,12 +25,12 @@ _LONGEST_LAG = 32  # steps; recipes allow less
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step returns: this process's groups, metrics over all processes, seconds by phase.
+    """Result of one step: this process's groups, metrics over all processes, seconds by phase.
 
-    scored        the groups sampled in this step, in the order they were asked for
-    carried_over  the groups sampled in an earlier step that this one trained on
-    advantages    for each group of `scored`, then of `carried_over`: what each completion was
-                  trained with; None for a completion, or a whole group, outside of the loss
+    scored        the groups sampled in this step, in the order they were requested
+    carried_over  the groups sampled in an earlier step and trained on in this one
+    advantages    for each group of `scored`, then of `carried_over`: the advantage of each
+                  completion; None for a completion, or a whole group, that is not in the loss
     """
 
     scored: list[ScoredGroup]
@@ -155,9 +155,9 @@ def step_metrics(
 def trained_advantages(
     collected: Collected, advantages: Sequence[list[float | None]], overlong_filter: bool
 ) -> tuple[list[ScoredGroup], list[list[float | None]]]:
-    """(groups carried over from an earlier step, `StepResult.advantages`).
+    """Return (groups carried over from an earlier step, `StepResult.advantages`).
 
-    `advantages` are those of `collected.groups`.
+    `advantages` holds those of `collected.groups`.
     """
     sampled = {id(group) for group in collected.judged}
     carried_over = [group for group in collected.groups if id(group) not in sampled]
@@ -193,7 +193,7 @@ def collect_all(
     algorithm: AlgorithmSettings,
     clock: Clock,
 ) -> Collected:
-    """The groups of a step's questions, as they are."""
+    """Sample and score the step's prompts once, without resampling."""
     with clock("rollout"):
         rollouts = source.next(version)
     with clock("reward"):
@@ -208,9 +208,9 @@ def collect_informative(
     algorithm: AlgorithmSettings,
     clock: Clock,
 ) -> Collected:
-    """Dynamic sampling: groups are scored as they finish, empty ones replaced meanwhile.
+    """Dynamic sampling: score groups as they finish and resample uninformative ones meanwhile.
 
-    Each process does so by itself: nothing of it waits for another.
+    Each process does this independently; none waits for another.
     """
     with clock("rollout"):
         stream = source.stream(version)
@@ -231,22 +231,22 @@ def collect_informative(
 
 
 def keeps_zero_advantage(algorithm: AlgorithmSettings) -> bool:
-    """Whether sequences with advantage zero have a part in the step.
+    """Return whether sequences with zero advantage take part in the step.
 
-    In a KL term they carry gradient; in `bnpo` their tokens count in each mini-batch.
+    With a KL term they carry gradient; in `bnpo` their tokens count in each mini-batch.
     """
     return algorithm.kl_coefficient > 0 or normalizes_per_minibatch(algorithm)
 
 
 def normalizes_per_minibatch(algorithm: AlgorithmSettings) -> bool:
-    """Whether each mini-batch has a denominator of its own, as in `bnpo`."""
+    """Return whether each mini-batch has its own denominator, as in `bnpo`."""
     return find_loss(algorithm.loss).aggregation == "minibatch_token_mean"
 
 
 def minibatches(policy: Policy, batch: Batch, recipe: TrainRecipe) -> Iterator[Batch]:
-    """What each update of the step takes: the batch, or random parts of it, in every epoch.
+    """Yield the batch of each update: the whole batch, or random parts of it, in every epoch.
 
-    The parts depend on the recipe's seed, the step and the epoch alone.
+    The split depends only on the recipe's seed, the step and the epoch.
     """
     algorithm = recipe.algorithm
     for epoch in range(algorithm.num_epochs):
@@ -263,27 +263,27 @@ def minibatches(policy: Policy, batch: Batch, recipe: TrainRecipe) -> Iterator[B
 
 
 def all_reduce_sum_of(all_reduce_sum: AllReduceSum) -> Total:
-    """`all_reduce_sum` for plain numbers."""
+    """Wrap `all_reduce_sum` for plain numbers."""
     return lambda numbers: all_reduce_sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
 
 def check_faults(
     scored: Sequence[ScoredGroup], max_share: float, all_reduce_sum: AllReduceSum
 ) -> None:
-    """Refuse a step whose rewards broke down for more than `max_share` of its responses.
+    """Reject a step in which scoring failed for more than `max_share` of its responses.
 
-    What is left of such a step is no fair sample: long answers time out first. Raises RunStopped,
-    with what the first fault said.
+    The remaining responses would be a biased sample: long answers time out first. Raises RunStopped
+    with the message of the first failure.
     """
     outcomes = [outcome for group in scored for outcome in group.outcomes]
     faults = [outcome for outcome in outcomes if isinstance(outcome, ScoringFailure)]
     counts = torch.tensor([len(faults), len(outcomes)], dtype=torch.float64)
     num_faults, num_outcomes = all_reduce_sum(counts).tolist()
     if num_faults > max_share * num_outcomes:
-        said = f"{faults[0].kind}: {faults[0].detail}" if faults else "see the other processes"
+        cause = f"{faults[0].kind}: {faults[0].detail}" if faults else "see the other processes"
         raise RunStopped(
-            f"rewards broke down for {num_faults:.0f} of {num_outcomes:.0f} responses of a step "
-            f"(max_fault_share: {max_share}); the first fault: {said}; try it alone with "
+            f"max_fault_share: rewards failed for {num_faults:.0f} of {num_outcomes:.0f} responses "
+            f"of a step, more than {max_share}; first failure: {cause}; reproduce it with "
             "`r1lab verify`"
         )
 
@@ -291,9 +291,10 @@ def check_faults(
 def update_metrics(
     stats: Sequence[GradientStats], algorithm: AlgorithmSettings
 ) -> dict[str, float | None]:
-    """Figures of the updates of a step: token-weighted means, the first update's agreement.
+    """Return the metrics of the step's updates: token-weighted means.
 
-    None where there is nothing to tell: no reference, no weights for the sampler's gap.
+    The agreement with the sampler is that of the first update. A metric is None if it does not
+    apply: no reference, no importance correction.
     """
     tokens = sum(s.means["tokens"] for s in stats)
 
@@ -318,9 +319,10 @@ def update_metrics(
 def optimizer_metrics(
     stats: Sequence[GradientStats], updates: Sequence[dict[str, float]]
 ) -> dict[str, float | None]:
-    """Gradient norm and learning rate: means over the updates that moved the weights.
+    """Return gradient norm and learning rate, averaged over the updates that changed the weights.
 
-    If none did, means over all of them. `skipped` counts those that were not finite.
+    If none did, they are averaged over all updates. `skipped` counts the updates that were not
+    finite.
     """
     moved = [
         update
@@ -337,11 +339,11 @@ def optimizer_metrics(
 def summarise(
     collected: Collected, verifiers: Verifiers, policy: Policy
 ) -> dict[str, float | None]:
-    """Figures of the rollouts of all processes: reward, its parts, lengths, truncation, variance.
+    """Return rollout metrics over all processes: reward, components, lengths, truncation, variance.
 
-    They are of all that was sampled, what dynamic sampling throws away included: the rest is
-    neither as right nor as wrong as the policy. Lengths count sampled tokens, the end of sequence
-    included; `length_right` and `length_wrong` are None where there is no such response.
+    They cover everything that was sampled, including groups that dynamic sampling drops: the rest
+    would misstate the policy's accuracy. Lengths count sampled tokens, including the end of
+    sequence; `length_right` and `length_wrong` are None if there is no such response.
     """
     names = [*verifiers.names]
     keys = ("responses", "faults", "scored", "reward", "length", "truncated", "unanswered",
@@ -361,7 +363,7 @@ def summarise(
 
     total["wrong"] = total["scored"] - total["right"]
     return {
-        # The step is over, and its version the one before.
+        # advance_version has already run: the step was taken at the version before.
         **lag_metrics(collected.groups, policy.version - 1, policy.all_reduce_sum),
         "reward": share("reward", "scored"),
         **{
@@ -385,10 +387,10 @@ def summarise(
 def observe_levels(
     collected: Collected, source: RolloutSource, verifiers: Verifiers, policy: Policy
 ) -> dict[str, float | None]:
-    """Tell the curriculum how the step's levels did, over all processes; its figures by level.
+    """Report the step's results by level to the curriculum, over all processes; return its metrics.
 
-    As `summarise`, over all that was sampled in the step; responses whose reward faulted or does
-    not apply count neither way.
+    Like `summarise`, this covers everything sampled in the step. Responses whose scoring failed, or
+    to which the reward does not apply, are not counted.
     """
     curriculum = source.curriculum
     if curriculum is None:
@@ -411,9 +413,9 @@ def observe_levels(
 def lag_metrics(
     groups: Sequence[ScoredGroup], version: int, all_reduce_sum: AllReduceSum
 ) -> dict[str, float | None]:
-    """How many steps older than `version` the weights were that sampled what is trained on.
+    """Return the age in steps of the weights that sampled the training data, relative to `version`.
 
-    `lag` the mean over responses, `lag_max` the most; None where there is no response.
+    `lag` is the mean over responses, `lag_max` the maximum; None if there is no response.
     """
     counts = torch.zeros(_LONGEST_LAG + 1, dtype=torch.float64)
     for group in groups:

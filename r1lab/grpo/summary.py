@@ -1,4 +1,4 @@
-"""A run in a few figures: what goes into summary.json, and the lines said on the way."""
+"""Summarise a run for summary.json and for the lines printed while it runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from r1lab.run_folder import RunFolder
 
 
 def summary_of(folder: RunFolder, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Held-out scores before and after, agreement, `seconds` of training and in all."""
+    """Return held-out scores before and after, agreement, and training and total `seconds`."""
     evals = folder.evals()
     before, after = evals[0], evals[-1]
     names = {
@@ -21,7 +21,7 @@ def summary_of(folder: RunFolder, seconds: Mapping[str, float]) -> dict[str, Any
     for name, field in names.items():
         for when, result in (("before", before), ("after", after)):
             estimate = result["overall"][field]
-            if estimate is not None:  # too many faulted samples for a figure
+            if estimate is not None:  # None: too many failed samples for an estimate
                 summary[f"{name}_{when}"] = estimate["value"]
                 summary[f"{name}_{when}_interval"] = [estimate["low"], estimate["high"]]
     for when, result in (("before", before), ("after", after)):

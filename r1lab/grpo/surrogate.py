@@ -1,15 +1,15 @@
-"""What one token contributes to the loss, before any averaging: one function for each family.
+"""Per-token loss terms before any averaging: one function for each family.
 
-Every function takes tensors over the M completion tokens of a micro-batch, laid flat, and returns
-[M] terms to be minimised. The ratio w = pi / pi_old comes in as its logarithm, at the level that
-the loss asks for (`ratio_at_level`):
+Every function takes flat tensors over the M completion tokens of a micro-batch and returns [M]
+terms to be minimised. The ratio w = pi / pi_old is passed as its logarithm, at the level that the
+loss requires (`ratio_at_level`):
 
-    token     w_t = pi(o_t) / pi_old(o_t), as PPO and GRPO have it (arXiv 2402.03300, eq. 3)
+    token     w_t = pi(o_t) / pi_old(o_t), as in PPO and GRPO (arXiv 2402.03300, eq. 3)
     sequence  s = (prod_t w_t)^(1/|o|), the same for all tokens of a sequence (GSPO, 2507.18071,
-              eq. 7). Under one advantage a sequence its gradient is that of GSPO-token (eq. 13)
+              eq. 7). With one advantage per sequence its gradient is that of GSPO-token (eq. 13)
     product   W = prod_t w_t, the weight of the whole sequence, without gradient (VESPO, 2602.10693)
 
-Legend beside that of r1lab.types: b sequences of a micro-batch, M completion tokens in it.
+Legend in addition to that of r1lab.types: b sequences of a micro-batch, M completion tokens in it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ from torch import Tensor
 
 RatioLevel = Literal["token", "sequence", "product"]
 
-# Bounds of VESPO's log-weights, those of its authors' code.
+# Bounds of VESPO's log-weights, as in the authors' code.
 _MAX_LOG, _MIN_LOG = 20.0, math.log(1e-8)
 
 
 @dataclass(frozen=True, slots=True)
 class LossOptions:
-    """The numbers that losses take; each family reads its own.
+    """Coefficients of the losses; each family reads its own.
 
     clip_low, clip_high   the ratio is clipped to [1 - clip_low, 1 + clip_high] (clip_high alone:
-                          CISPO). Apart from each other: DAPO's clip-higher (2503.14476, eq. 10)
-    ratio_cap             two-sided clip (INTELLECT-2, 2505.07291, eq. 3): the ratio of a token with
-                          a negative advantage counts `ratio_cap` at most; None: no bound
-    level                 of the ratio; None: the loss's own
+                          CISPO). Different values: DAPO's clip-higher (2503.14476, eq. 10)
+    ratio_cap             two-sided clip (INTELLECT-2, 2505.07291, eq. 3): upper bound of the ratio
+                          of a token with a negative advantage; None: no bound
+    level                 level of the ratio; None: that of the loss
     kl_coefficient        beta of the KL term
-    kl_corrected          times the ratio: the unbiased estimate of DeepSeek-V3.2 (2512.02556)
+    kl_corrected          multiply the KL term by the ratio: the unbiased estimate of DeepSeek-V3.2
+                          (2512.02556)
     sapo_temperatures     (tau of positive, tau of other advantages): SAPO, 2511.20347
     vespo_positive        (k, lambda) of VESPO's weight for advantages >= 0
-    vespo_negative        likewise for negative ones
+    vespo_negative        (k, lambda) for advantages < 0
     """
 
     clip_low: float = 0.2
@@ -83,9 +84,9 @@ def weighted(log_ratio: Tensor, advantages: Tensor, logp: Tensor, options: LossO
 
 
 def gated(log_ratio: Tensor, advantages: Tensor, logp: Tensor, options: LossOptions) -> Tensor:
-    """-(4 / tau) sigmoid(tau (w - 1)) A: a soft gate in the place of the clip (SAPO).
+    """-(4 / tau) sigmoid(tau (w - 1)) A: a soft gate instead of the clip (SAPO).
 
-    arXiv 2511.20347, eq. 5 and 6; tau differs with the sign of A.
+    arXiv 2511.20347, eq. 5 and 6; tau depends on the sign of A.
     """
     tau = _either(advantages > 0, *options.sapo_temperatures, like=log_ratio)
     return -4 / tau * torch.sigmoid(tau * (log_ratio.exp() - 1)) * advantages
@@ -110,10 +111,10 @@ def _either(condition: Tensor, yes: float, no: float, *, like: Tensor) -> Tensor
 def ratio_at_level(
     log_ratio: Tensor, lengths: Tensor, level: RatioLevel, log_correction: Tensor | None = None
 ) -> Tensor:
-    """The log-ratio [M] of tokens turned into that of a level, [M] again.
+    """Convert the log-ratio [M] of tokens to that of a level, again [M].
 
-    lengths [b] sum to M. `log_correction` [M], the logarithm of sampler-trainer weights, enters the
-    product alone (the weight is then that of the policy against the sampler).
+    lengths [b] sum to M. `log_correction` [M], the logarithm of the sampler-trainer weights, is
+    used only by the product (the weight is then that of the policy relative to the sampler).
     """
     if level == "token":
         return log_ratio
@@ -135,7 +136,7 @@ def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, lengths: Tensor, num_tokens: int) -> Tensor:
-    """[b] -> [M]: each sequence's value at each of its tokens. Waits for no device."""
+    """[b] -> [M]: each sequence's value at each of its tokens, without a device synchronisation."""
     return values.repeat_interleave(lengths, output_size=num_tokens)
 
 

@@ -1,6 +1,6 @@
-"""A training run from its recipe: set up, evaluate, step, checkpoint, evaluate, sum up.
+"""A training run: set up, evaluate, step, checkpoint, evaluate, summarise.
 
-What is saved of it when, and how it goes on, stands in `r1lab.grpo.checkpoint_manager`.
+`r1lab.grpo.checkpoint_manager` defines what is saved when, and how a run resumes.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
 
 
 _SECONDS_TO_APPEAR = 10
-_PROBLEMS_LOOKED_AT = 64  # of a stream, for the verifiers that its problems name
+_PROBLEMS_LOOKED_AT = 64  # first problems of a stream, to find the verifiers they name
 
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """How a run ended: its folder, its last step, and the signal that stopped it, if one did."""
+    """How a run ended: its folder, its last step, and the signal that stopped it, if any."""
 
     folder: Path
     step: int
@@ -63,10 +63,10 @@ class RunEnd:
 def train(recipe: TrainRecipe, *, resume: bool = False, force: bool = False) -> RunEnd:
     """Run a recipe to its end, or until a signal stops it.
 
-    `resume` (or `resume: auto` in the recipe) goes on from the newest whole checkpoint in the run
-    folder, from the start where there is none; `force` also where the recipe has become another.
-    Without it a folder that holds a run already is refused. Raises R1labError; what can be saved of
-    the run has been saved then.
+    `resume` (or `resume: auto` in the recipe) continues from the newest intact checkpoint in the
+    run folder, or from the start if there is none; `force` does so even if the recipe has changed.
+    Without `resume`, a folder that already contains a run is rejected. Raises R1labError, after
+    saving as much of the run as possible.
     """
     from accelerate import Accelerator
 
@@ -90,19 +90,19 @@ def train(recipe: TrainRecipe, *, resume: bool = False, force: bool = False) -> 
             run.keeper.stop(f"stopped by {signal}")
             return RunEnd(run.folder.path, run.keeper.step, str(signal))
         except Exception as error:
-            said = explained(error, recipe, in_update=signals.is_held)
+            explanation = explained(error, recipe, in_update=signals.is_held)
             signals.hold()
             run.keeper.rescue(error, run.scored)
-            if said is None or said is error:
+            if explanation is None or explanation is error:
                 raise
-            raise said from error
+            raise explanation from error
         return RunEnd(run.folder.path, run.keeper.step, None)
 
 
 class Run:
-    """One process's part of a run: the pieces, put together in the order they need each other.
+    """One process's part of a run: its components, built in the order of their dependencies.
 
-    What has to be closed at the end goes onto `stack` as it is opened.
+    Whatever must be closed at the end is pushed onto `stack` when it is opened.
     """
 
     def __init__(
@@ -120,17 +120,17 @@ class Run:
         self.progress = Progress(recipe.steps, recipe.name, disable=not self.is_main)
         stack.callback(self.progress.close)
         self.keeper = CheckpointManager(recipe, self.folder, accelerator, signals, self.progress)
-        self.scored: list[ScoredGroup] = []  # of the step under way
+        self.scored: list[ScoredGroup] = []  # of the current step
 
-    # --- putting it together -------------------------------------------------------------------
+    # --- setup ---------------------------------------------------------------------------------
 
     def prepare(self, *, resume: bool, force: bool) -> None:
-        """Load, build, and take up the state to go on from."""
+        """Load and build everything, then restore the state to resume from."""
         from accelerate.utils import set_seed
 
         recipe = self.recipe
         self._check_folder(resume)
-        # One of the user's own is imported, and refused, here.
+        # Imports a custom loss or advantage, to reject a faulty one before the model loads.
         find_loss(recipe.algorithm.loss)
         find_advantage(recipe.algorithm.advantage)
         set_seed(recipe.seed)
@@ -146,9 +146,9 @@ class Run:
             recipe.problems, "test", recipe.evaluation.seed, keep=keep
         ).distinct(recipe.evaluation.num_problems)
         self.keeper.take(self.policy, self.source, self.tokenizer, self._inputs())
-        refused = [said for said in self._gather([self.is_main and self.keeper.rehearse()]) if said]
-        if refused:
-            raise RecipeError(refused[0])
+        messages = self._gather([self.is_main and self.keeper.rehearse()])
+        if refusals := [message for message in messages if message]:
+            raise RecipeError(refusals[0])
         if resume:
             self.keeper.restore(force=force)
         self.source.check_fit(self.held_out)
@@ -180,22 +180,22 @@ class Run:
         self.accelerator.init_trackers("tracking")
 
     def _inputs(self) -> Inputs:
-        """Digests of what the recipe names: taken once, and the main process's count for all."""
+        """Return digests of the recipe's inputs, computed once in the main process for all."""
         if not self.is_main:
-            found: Inputs = self._gather([None])[0]
-            return found
+            from_main: Inputs = self._gather([None])[0]
+            return from_main
         first = (self.source.problems[index] for index in range(_PROBLEMS_LOOKED_AT))
         verifiers = {problem.verifier for problem in (*self.held_out, *first)}
         for settings in self.recipe.problems.sources:
             if settings.source.endswith(TABLES):
                 rows = load_problems(settings, "train")
                 verifiers |= {problem.verifier for problem in getattr(rows, "problems", ())}
-        found = self._gather([input_digests(self.recipe, verifiers)])[0]
-        return found
+        inputs: Inputs = self._gather([input_digests(self.recipe, verifiers)])[0]
+        return inputs
 
     def _build_source(self, base_folder: Path) -> RolloutSource:
         def say_restart(cause: str) -> None:
-            self.keeper.say(f"the sampler's engine died ({cause}); starting it anew, once")
+            self.keeper.say(f"the sampler's engine died ({cause}); restarting it once")
             self.folder.log_event("sampler restarted", step=self.step, cause=cause)
 
         def say_server(text: str) -> None:
@@ -212,7 +212,7 @@ class Run:
 
         sampler: Sampler
         if self.recipe.sampling.engine == "server":
-            sampler = build()  # servers that go and come back are its own matter
+            sampler = build()  # handles lost servers itself
         else:
             sampler = RestartingSampler(
                 build,
@@ -225,7 +225,7 @@ class Run:
     # --- the loop ------------------------------------------------------------------------------
 
     def go(self) -> None:
-        """Evaluate, take the steps, evaluate, sum up."""
+        """Evaluate, train step by step, evaluate, summarise."""
         figure = self.verifiers.figures[self.verifiers.names.index(self.verifiers.accuracy)]
         self.progress.start(self.step, accuracy=figure)
         while True:
@@ -241,7 +241,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _take_step(self) -> None:
-        """One step from boundary to boundary. From the update on no signal may cut it short."""
+        """Take one step from boundary to boundary. Signals are deferred from the update on."""
 
         def before_update(scored: list[ScoredGroup]) -> None:
             self.scored = scored
@@ -275,7 +275,7 @@ class Run:
         self.progress.step(metrics, timings)
         self.lookout.see({"step": step, **metrics})
         if result.metrics["skipped"]:
-            self.keeper.say(f"step {step}: loss or gradient not finite, update skipped")
+            self.keeper.say(f"step {step}: non-finite loss or gradient, update skipped")
             self.folder.log_event("update skipped", step=step)
         self.accelerator.log(
             {name: value for name, value in metrics.items() if value is not None}, step=step
@@ -284,12 +284,12 @@ class Run:
     def _evaluate_if_due(self) -> None:
         first, last = self.step == 0, self.step == self.recipe.steps
         due = first or last or _is_due(self.step, self.recipe.evaluation.every)
-        # One that a run was stopped after stands already; all processes must see it the same way.
+        # The evaluation may predate a stop. The main process decides, so that all agree.
         if due and self._main_says(lambda: not self.folder.has_eval(self.step)):
             self._evaluate(greedy=(first or last) and self.recipe.evaluation.greedy)
 
     def _evaluate(self, *, greedy: bool) -> None:
-        """Each process asks its share of the held-out problems; the main one judges them all."""
+        """Sample this process's share of the held-out problems; the main process scores all."""
         share = self.held_out[self.rank :: self.accelerator.num_processes]
         settings = self.recipe.evaluation
         max_tokens = self.recipe.sampling.max_tokens_after(self.step)
@@ -309,8 +309,8 @@ class Run:
             max_tokens=max_tokens, step=self.step,
         )  # fmt: skip
         self.folder.write_eval(self.step, result.as_dict())
-        figures = {f"eval/{n}": v for n, v in result.headline().items() if v is not None}
-        self.accelerator.log(figures, step=self.step)
+        metrics = {f"eval/{n}": v for n, v in result.headline().items() if v is not None}
+        self.accelerator.log(metrics, step=self.step)
         self.keeper.say(f"step {self.step}, held out: {_headline(result)}")
         if self.step == 0:
             self.lookout.at_start(asked.sampled)
@@ -321,22 +321,22 @@ class Run:
             self.keeper.save()
 
     def _stop_if_watched(self) -> None:
-        """Stop where an alarm that stops the run has gone off (in the main process)."""
+        """Stop if an alarm that stops the run has fired (in the main process)."""
         if self.recipe.watch.may_stop and self.step < self.recipe.steps:
             reasons = [reason for reason in self._gather([self.lookout.stop_reason]) if reason]
             if reasons:
-                self.keeper.save()  # here, where all processes are: a rescue has one alone
+                self.keeper.save()  # here, with all processes in step: rescue runs in one only
                 raise RunStopped(reasons[0])
 
     @property
     def step(self) -> int:
-        """Steps taken."""
+        """Number of steps taken."""
         return self.keeper.step
 
     # --- several processes ---------------------------------------------------------------------
 
     def _gather(self, items: Any) -> list[Any]:
-        """The items of all processes in one list, on every process."""
+        """Return the items of all processes in one list, on every process."""
         if self.accelerator.num_processes == 1:
             return list(items)
         from accelerate.utils import gather_object
@@ -345,12 +345,12 @@ class Run:
         return gathered
 
     def _main_says(self, question: Callable[[], bool]) -> bool:
-        """The main process's answer, on every process."""
+        """Return the main process's answer, on every process."""
         return any(self._gather([self.is_main and question()]))
 
     def _check_shared(self) -> None:
-        """Every process writes its part of a checkpoint: all must see the main one's folder."""
-        for _ in range(_SECONDS_TO_APPEAR):  # a network's folders take a while to be seen
+        """Check that every process sees the main folder: each writes part of a checkpoint."""
+        for _ in range(_SECONDS_TO_APPEAR):  # a network folder can appear late
             if self.folder.recipe_path.exists():
                 break
             time.sleep(1)
@@ -358,12 +358,12 @@ class Run:
         for exists, rank, host in seen:
             if not exists:
                 raise R1labError(
-                    f"output: process {rank} (on {host}) does not see {self.folder.path} as the "
-                    "main process made it; name a folder that all machines share with --output"
+                    f"output: process {rank} (on {host}) does not see the main process's "
+                    f"{self.folder.path}; set --output to a folder that all machines share"
                 )
 
     def _stop_together(self) -> None:
-        """Among several processes: stop here, at the same step, if any of them was signalled."""
+        """With several processes: stop here, at the same step, if any of them received a signal."""
         if self.accelerator.num_processes > 1:
             heard = [name for name in self._gather([self.signals.requested]) if name]
             if heard:
@@ -375,7 +375,7 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def _headline(result: EvalResult) -> str:
-    """The figures in words; what faulted is in none of them, and is named with its number."""
+    """Format the metrics; failed samples are in none of them, so their number is appended."""
     words = [f"{n} {value:.3f}" for n, value in result.headline().items() if value is not None]
     faults = result.overall.num_faults
-    return ", ".join([*words, f"{faults} samples faulted"] if faults else words)
+    return ", ".join([*words, f"{faults} samples failed"] if faults else words)

@@ -22,12 +22,12 @@ FUSED_EXPERTS = ("gate_up_proj", "down_proj")
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> PeftModel:
-    """Freeze `model` and put adapters into it; at the start its output is the base's exactly.
+    """Freeze `model` and add adapters; at the start its output equals the base's exactly.
 
-    The adapters are float32 whatever the base's precision, drawn from `seed` alone (torch's random
-    state is left as it was). The router is never adapted. There is no dropout: it would make the
-    trainer another model than the sampler. Raises RecipeError when `settings` select nothing that
-    the model has.
+    The adapters are float32 whatever the base's precision, and initialised only from `seed`
+    (torch's random state is unchanged). The router is never adapted. There is no dropout: with it
+    the trainer would compute another model than the sampler. Raises RecipeError if `settings`
+    select no weights of the model.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -37,7 +37,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> P
     if not modules and not parameters:
         raise RecipeError(
             "model.lora: attention, dense and experts select no weights of "
-            f"{type(model).__name__}; set one of them that the model has to true"
+            f"{type(model).__name__}; set to true one that the model has"
         )
     config = LoraConfig(
         r=settings.rank,
@@ -54,9 +54,9 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> P
 def merged_folder(
     adapter: Path, target: Path, *, dtype: str = "auto", base: str | None = None
 ) -> Path:
-    """Write the base with a saved adapter's update added as an ordinary folder, `target`.
+    """Write the base, merged with a saved adapter, as an ordinary folder `target`.
 
-    `base` stands for the base that adapter_config.json names. Raises RecipeError.
+    `base` replaces the base that adapter_config.json names. Raises RecipeError.
     """
     import json
 
@@ -84,9 +84,9 @@ def merged_folder(
 def _targets_taken_literally() -> Iterator[None]:
     """Keep peft (0.21) from rewriting the targets of mixtures of experts.
 
-    It takes every gate_proj, up_proj and down_proj for an expert of old, and puts an adapter of
-    twice the rank on the fused experts in its place: dense layers and shared experts would go
-    without adapters, and experts would get them unasked.
+    It treats every gate_proj, up_proj and down_proj as an expert in the old format, and adapts the
+    fused experts with twice the rank instead: dense layers and shared experts would get no
+    adapters, and experts would get unrequested ones.
     """
     from peft.utils import transformers_weight_conversion as peft_conversion
 
@@ -100,7 +100,7 @@ def _targets_taken_literally() -> Iterator[None]:
 
 
 def _targets(model: PreTrainedModel, settings: LoraSettings) -> tuple[list[str], list[str]]:
-    """Full names of the linear modules and of the fused expert parameters to adapt."""
+    """Return full names of the linear modules and the fused expert parameters to adapt."""
     modules, parameters = [], []
     for name, module in model.named_modules():
         parent = name.rpartition(".")[0]

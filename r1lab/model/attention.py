@@ -1,4 +1,4 @@
-"""Which attention a model computes with, and what of it this machine has.
+"""Choose a model's attention kernel, and check that this machine supports it.
 
 The names are those of transformers' `attn_implementation`.
 """
@@ -13,8 +13,8 @@ from r1lab.types import RecipeError
 if TYPE_CHECKING:
     from r1lab.config.recipe import ModelSettings
 
-# Kernels that take sequences of any lengths end to end in one row (`grpo.packed`), with the package
-# that each comes in.
+# Kernels that accept sequences of any lengths concatenated in one row (`grpo.sequence_packing`),
+# each with its package.
 VARLEN = {
     "flash_attention_2": "flash-attn",
     "flash_attention_3": "flash-attn-3",
@@ -23,28 +23,28 @@ VARLEN = {
 
 
 def takes_packed_rows(config: Any) -> bool:
-    """Whether a model's attention is told by `cu_seq_lens` where each sequence of a row ends."""
+    """Return whether a model's attention accepts `cu_seq_lens`, the ends of a row's sequences."""
     return getattr(config, "_attn_implementation", None) in VARLEN
 
 
 def kernel_of(config: Any, attention: str) -> str | None:
-    """transformers' `attn_implementation` for `model.attention` of a recipe; None: its default.
+    """Return transformers' `attn_implementation` for `model.attention`; None: its default.
 
-    Raises ValueError for a kernel that would leave something out of what `config` asks for.
+    Raises ValueError for a kernel that would ignore part of what `config` requires.
     """
     if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) is None:
         return None if attention == "auto" else attention
-    # sdpa takes no cap on the scores (Gemma 2, VaultGemma): transformers ignores it without a word.
+    # sdpa supports no cap on the scores (Gemma 2, VaultGemma): transformers silently ignores it.
     if attention == "sdpa":
         raise ValueError(
-            f"a {config.model_type} caps its attention scores, which 'sdpa' (model.attention) "
-            "leaves out; take 'auto' or 'eager'"
+            f"model.attention: 'sdpa' ignores the cap on the attention scores of a "
+            f"{config.model_type}; use 'auto' or 'eager'"
         )
     return "eager" if attention == "auto" else attention
 
 
 def check_attention(settings: ModelSettings) -> None:
-    """Refuse a kernel that cannot run here; raises RecipeError."""
+    """Reject a kernel that cannot run here; raises RecipeError."""
     name = settings.attention
     if name not in VARLEN:
         return
@@ -52,22 +52,22 @@ def check_attention(settings: ModelSettings) -> None:
 
     if not torch.cuda.is_available():
         raise RecipeError(
-            f"model.attention: {name!r} needs a CUDA GPU, and torch finds none here; take 'auto'"
+            f"model.attention: {name!r} needs a CUDA GPU, and torch finds none here; use 'auto'"
         )
     check_kernel_precision(settings)
     if not _is_installed(name) and find_spec("kernels") is None:
         raise RecipeError(
             f"model.attention: {name!r} is not installed; pip install {VARLEN[name]} (or kernels, "
-            "which fetches it from the hub), or take 'auto'"
+            "which fetches it from the hub), or use 'auto'"
         )
 
 
 def check_kernel_precision(settings: ModelSettings) -> None:
-    """Refuse a kernel that does not compute in the recipe's precision; raises RecipeError."""
+    """Reject a kernel that does not support the recipe's precision; raises RecipeError."""
     name = settings.attention
     if name in VARLEN and settings.dtype == "float32":
         raise RecipeError(
-            f"model.attention: {name!r} has no float32; set model.dtype to bfloat16, or take 'auto'"
+            f"model.attention: {name!r} has no float32; set model.dtype to bfloat16, or use 'auto'"
         )
 
 

@@ -1,7 +1,7 @@
 """Expert load, and DeepSeek-V3's balancing without an auxiliary loss (arXiv 2412.19437, eq. 16).
 
-A bias is added to each expert's score for the choice of the top k only. After an update the bias of
-an expert that got more than its share goes down by `speed`, that of the others up.
+A bias is added to each expert's score, only for the selection of the top k. After an update it is
+lowered by `speed` for experts that got more than their share, and raised for the others.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import torch
 
 
 def routers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The gates of all mixture-of-experts layers that choose by a corrected score, in order."""
+    """Return the gates of all expert layers that select by a corrected score, in order."""
     return [m for m in model.modules() if hasattr(m, "e_score_correction_bias")]
 
 
 def has_experts(model: torch.nn.Module) -> bool:
-    """Whether a model of any family sends tokens to one or another of several experts."""
+    """Return whether a model of any family routes tokens to experts."""
     parts = {part for name, _ in model.named_modules() for part in name.split(".")}
     return not parts.isdisjoint({"experts", "router", "block_sparse_moe"})
 
 
 class ExpertLoad:
-    """Counts how many tokens each expert of each layer gets, while it is attached.
+    """Counts the tokens that each expert of each layer gets, while attached.
 
     Use as a context manager around forward passes. `mask` (set before a forward, [B, T] bool)
-    leaves padding out of the count.
+    excludes padding from the count.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -60,7 +60,7 @@ class ExpertLoad:
         return hook
 
     def take(self) -> torch.Tensor:
-        """The counts [layers, experts] since the last call."""
+        """Return the counts [layers, experts] since the last call."""
         counts, self.counts = self.counts, torch.zeros_like(self.counts)
         return counts
 

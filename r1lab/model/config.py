@@ -1,8 +1,8 @@
 """V3-style configurations by size: DeepSeek-V3's architecture (arXiv 2412.19437, section 2.1).
 
 Multi-head latent attention, a few dense layers first, then mixture-of-experts layers with one
-shared expert, sigmoid scores and a bias that serves selection only. Untied embeddings, as in
-DeepSeek-V3: vLLM samples noise from tied ones without a word.
+shared expert, sigmoid scores and a bias used only for selection. Embeddings are untied, as in
+DeepSeek-V3: vLLM silently samples noise from tied ones.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import DeepseekV3Config, PretrainedConfig
 
-# What every size has in common, DeepSeek-V3's choices; vLLM makes no router bias without
-# `topk_method`, and transformers ignores the two names that only other engines read.
+# Common to every size, as in DeepSeek-V3. vLLM creates no router bias without `topk_method`;
+# transformers ignores the two names that only other engines read.
 _COMMON: dict[str, Any] = {
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
@@ -73,8 +73,8 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Dense models of Llama's architecture, of the sizes that students are distilled into: 0.9M and 0.2M
-# parameters with the small vocabulary.
+# Dense models of Llama's architecture, as students for distillation: 0.9M and 0.2M parameters with
+# the small vocabulary.
 DENSE_SIZES: dict[str, dict[str, Any]] = {
     "dense": {
         "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384,
@@ -88,7 +88,7 @@ DENSE_SIZES: dict[str, dict[str, Any]] = {
 
 
 def base_config(size: str, **overrides: Any) -> PretrainedConfig:
-    """The configuration of a size, V3-style or dense; ValueError for a name that is neither."""
+    """Return the configuration of a size, V3-style or dense; ValueError for an unknown name."""
     if size not in DENSE_SIZES:
         return v3_config(size, **overrides)
     from transformers import LlamaConfig
@@ -98,7 +98,7 @@ def base_config(size: str, **overrides: Any) -> PretrainedConfig:
 
 
 def v3_config(size: str, **overrides: Any) -> DeepseekV3Config:
-    """The configuration of a size by name; `overrides` replace single entries.
+    """Return the configuration of a size by name; `overrides` replace single entries.
 
     Raises ValueError for a name that is not in SIZES.
     """
@@ -110,7 +110,7 @@ def v3_config(size: str, **overrides: Any) -> DeepseekV3Config:
 
 
 def size_values(size: str) -> dict[str, Any]:
-    """The entries of a size's configuration, but for a vocabulary that a tokenizer decides.
+    """Return the entries of a size's configuration, except those that the tokenizer decides.
 
     Raises ValueError for a name that is not in SIZES.
     """
@@ -120,10 +120,10 @@ def size_values(size: str) -> dict[str, Any]:
 
 
 def kv_cache_bytes_per_token(config: Any, bytes_per_number: int = 2) -> tuple[int, int]:
-    """Bytes of cache that a token costs: (MLA's latent, plain multi-head attention).
+    """Return bytes of cache per token: (MLA's latent, plain multi-head attention).
 
-    MLA keeps the latent and one rotary key for all heads (arXiv 2405.04434, section 2.1); plain
-    attention of the same head sizes keeps every head's key and value.
+    MLA stores the latent and one rotary key for all heads (arXiv 2405.04434, section 2.1); plain
+    attention with the same head sizes stores every head's key and value.
     """
     latent = config.kv_lora_rank + config.qk_rope_head_dim
     per_head = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim

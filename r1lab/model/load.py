@@ -1,8 +1,8 @@
 """Loading a base model: one that ships, a folder, a hub name, or a GGUF file.
 
-Whatever the recipe names, the result is the same: the model in its working precision, its
-tokenizer, and a local folder in Hugging Face's form that vLLM can read. What cannot be trained or
-sampled rightly is refused here, in one line that names the key, before anything heavy happens.
+The result is always the model in its working precision, its tokenizer, and a local folder in
+Hugging Face's format that vLLM can read. Models that cannot be trained or sampled correctly are
+rejected here, in one line that names the key, before anything heavy happens.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def load_base(
     settings: ModelSettings, *, cache: str | Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Path]:
-    """Load the base a recipe names: (model, tokenizer, folder that vLLM can read).
+    """Load the base of a recipe; return (model, tokenizer, folder that vLLM can read).
 
-    The model is in `settings.dtype`, but for V3's router bias (`e_score_correction_bias`), which
-    stays float32 exactly as the checkpoint has it: rounding it moves tokens to other experts.
-    Mixtures of experts run transformers' `eager` experts on the CPU, by far the fastest for small
-    models there. A GGUF file is dequantised once into `cache` (default: `$R1LAB_CACHE`, else
-    ~/.cache/r1lab), because vLLM reads folders. Raises RecipeError.
+    The model is in `settings.dtype`, except V3's router bias (`e_score_correction_bias`), which
+    stays float32 as in the checkpoint: rounding it moves tokens to other experts. On the CPU,
+    mixtures of experts use transformers' `eager` experts, by far the fastest for small models. A
+    GGUF file is dequantised once into `cache` (default: `$R1LAB_CACHE`, else ~/.cache/r1lab),
+    because vLLM reads folders. Raises RecipeError.
     """
     import torch
 
     check_attention(settings)
     config, tokenizer, folder = prepare_base(settings, cache=cache)
-    if settings.gguf_file is None:  # else dequantised by now
+    if settings.gguf_file is None:  # otherwise already dequantised
         check_trainable(config.to_dict(), settings.path)
     with _unreadable(settings.path, "its weights do not load"):
         model = load_model(
@@ -68,7 +68,7 @@ def load_base(
 def prepare_base(
     settings: ModelSettings, *, cache: str | Path | None = None
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Path]:
-    """`load_base` without the model: (configuration, tokenizer, folder), for who samples only."""
+    """Like `load_base` without the model, for sampling only: (configuration, tokenizer, folder)."""
     import torch
 
     folder = resolve_folder(settings.path)
@@ -88,12 +88,12 @@ def load_model(
     *,
     attention: str = "auto",
 ) -> PreTrainedModel:
-    """The model of `config`, its weights from a folder or from tensors by checkpoint name.
+    """Build the model of `config` with weights from a folder or from tensors by checkpoint name.
 
-    `attention` as `model.attention` of a recipe; auto leaves it to transformers, but for what
-    `kernel_of` says.
+    `attention` is a recipe's `model.attention`; auto leaves the choice to transformers, except as
+    `kernel_of` requires.
 
-    Raises ValueError where weights are missing, which transformers would draw at random, and for
+    Raises ValueError if weights are missing, which transformers would initialise at random, and for
     an attention kernel that would compute another model.
     """
     import torch
@@ -103,7 +103,7 @@ def load_model(
         raise ValueError(f"transformers has no causal language model for {config.model_type!r}")
     kernel = kernel_of(config, attention)
     options: dict[str, Any] = {} if kernel is None else {"attn_implementation": kernel}
-    counts = ("n_routed_experts", "num_local_experts", "num_experts")  # as families call it
+    counts = ("n_routed_experts", "num_local_experts", "num_experts")  # names by family
     is_mixture = any(getattr(config, name, None) for name in counts)
     if is_mixture and not torch.cuda.is_available():
         options["experts_implementation"] = "eager"
@@ -116,7 +116,7 @@ def load_model(
             dtype=dtype,
             local_files_only=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, with the names
+            ignore_mismatched_sizes=True,  # reported below, with the names
             **options,
         )
     _check_loaded(model, info)
@@ -129,49 +129,49 @@ def load_model(
 
 
 def _check_loaded(model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Refuse weights that are not those of the architecture; ValueError names them."""
+    """Reject weights that do not fit the architecture; the ValueError names them."""
     missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if info["mismatched_keys"]:
-        name, found, needed = min(info["mismatched_keys"])
+        name, actual, needed = min(info["mismatched_keys"])
         raise ValueError(
-            f"{name} has the shape {tuple(found)} and config.json makes it {tuple(needed)} "
-            f"({len(info['mismatched_keys'])} weights of a wrong shape)"
+            f"{name} has shape {tuple(actual)}, config.json requires {tuple(needed)} "
+            f"({len(info['mismatched_keys'])} weights have a wrong shape)"
         )
     if missing:
         raise ValueError(f"{len(missing)} weights are missing ({', '.join(missing[:3])}, ...)")
     config = model.config
-    # Layers that predict further tokens (MTP) stand behind the last one and are left out here.
+    # Layers that predict further tokens (MTP) follow the last one and are not loaded.
     layers = config.num_hidden_layers
     further = getattr(config, "num_nextn_predict_layers", 0) or 0
     prefixes = tuple(f"model.layers.{layers + i}." for i in range(further))
     extra = [name for name in extra if not name.startswith(prefixes)]
     if extra:
         raise ValueError(
-            f"{len(extra)} weights are none of a {config.model_type} with {layers} layers, as "
-            f"config.json has it ({', '.join(extra[:3])}, ...)"
+            f"{len(extra)} weights do not belong to a {config.model_type} with {layers} layers, as "
+            f"in config.json ({', '.join(extra[:3])}, ...)"
         )
 
 
 def _check_values(model: PreTrainedModel) -> None:
-    """Refuse weights that no sampler could use as they are; raises ValueError."""
+    """Reject weights that no sampler could use unchanged; raises ValueError."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = model.config.tie_word_embeddings and head is not None
     if tied and head.weight is not embedding.weight:
-        # transformers leaves them apart then, vLLM takes the embedding for both.
+        # transformers then keeps them separate, while vLLM uses the embedding for both.
         raise ValueError(
-            "config.json ties the embeddings, and lm_head differs from them; set "
-            "tie_word_embeddings=false there"
+            "config.json ties the embeddings, but lm_head differs from them; set "
+            "tie_word_embeddings to false there"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinity")
+            raise ValueError(f"{name} contains NaN or infinity")
 
 
 def _own_memory(model: PreTrainedModel) -> None:
-    """Copy weights that are still pages of the checkpoint file into memory of the model's own.
+    """Copy weights that are still pages of the checkpoint file into the model's own memory.
 
-    Such pages follow the file: when someone rewrites it while the model trains, the trained values
-    are gone and the file's are back, without an error.
+    Such pages follow the file: if it is rewritten while the model trains, its values silently
+    replace the trained ones.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
@@ -179,7 +179,7 @@ def _own_memory(model: PreTrainedModel) -> None:
 
 
 def shipped_models() -> dict[str, Path]:
-    """The bases that come with the package, by name."""
+    """Return the bases that come with the package, by name."""
     try:
         root = resources.files("r1lab.data") / "models"
     except ModuleNotFoundError:
@@ -189,7 +189,7 @@ def shipped_models() -> dict[str, Path]:
 
 
 def resolve_folder(path: str) -> Path:
-    """The local folder behind `model.path`: a shipped name, a folder, or a hub name (fetched)."""
+    """Return the folder of `model.path`: a shipped name, a folder, or a hub name (downloaded)."""
     shipped = shipped_models()
     if path in shipped:
         return shipped[path]
@@ -199,7 +199,7 @@ def resolve_folder(path: str) -> Path:
     if folder.is_file():
         more = f" and model.gguf_file to {folder.name}" if folder.suffix == ".gguf" else ""
         raise RecipeError(
-            f"model.path: {path!r} is a file; a model's folder is named here"
+            f"model.path: {path!r} is a file; give a model's folder"
             + (f": set it to {folder.parent}{more}" if folder.suffix in _WEIGHTS else "")
         )
     if _HUB_NAME.fullmatch(path) and not folder.parent.is_dir():
@@ -212,17 +212,20 @@ def resolve_folder(path: str) -> Path:
     )
 
 
-def load_config(folder: Path, path: str) -> PretrainedConfig:
-    """The configuration in `folder`; `path` is the value of `model.path`, for the message."""
+def load_config(folder: Path, path: str, *, causal: bool = True) -> PretrainedConfig:
+    """Return the configuration in `folder`; `path` is the value of `model.path`, for errors.
+
+    `causal` False: a model with another head is meant, such as a reward model.
+    """
     from transformers import AutoConfig
 
-    check_folder(folder, path)
+    check_folder(folder, path, causal=causal)
     with _unreadable(path, "its config.json does not load"), _quietly():
         return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def check_base(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Refuse what would sample or train wrongly without a word; raises RecipeError."""
+    """Reject a base that would silently sample or train wrongly; raises RecipeError."""
     check_architecture(
         config.to_dict() | {"topk_method": getattr(config, "topk_method", None)}, path
     )
@@ -232,19 +235,19 @@ def check_base(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, pat
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path | None = None) -> tuple[int, ...]:
-    """The token ids that end a response: the tokenizer's, and those of generation_config.json."""
+    """Return the token ids that end a response: those of tokenizer and generation_config.json."""
     from transformers import GenerationConfig
 
-    found = {tokenizer.eos_token_id}
+    ends = {tokenizer.eos_token_id}
     if folder is not None and (folder / "generation_config.json").is_file():
         ids = GenerationConfig.from_pretrained(folder).eos_token_id
-        found |= set(ids) if isinstance(ids, list) else {ids}
-    return tuple(sorted(token for token in found if token is not None))
+        ends |= set(ids) if isinstance(ids, list) else {ids}
+    return tuple(sorted(token for token in ends if token is not None))
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No bar over weights that load in a blink, and no report: what matters of it is checked."""
+    """Hide transformers' progress bar and load report; what matters in it is checked here."""
     from transformers.utils import logging as hf_logging
 
     shown, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
@@ -259,7 +262,7 @@ def _quietly() -> Iterator[None]:
 
 
 class _unreadable:
-    """Turns a library's error over a folder's content into one line; with a `with` statement."""
+    """Context manager that turns a library's error about a folder's content into one line."""
 
     def __init__(self, path: str, what: str) -> None:
         self.path, self.what = path, what
@@ -268,7 +271,7 @@ class _unreadable:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        # safetensors, tokenizers and huggingface_hub raise classes of their own besides.
+        # safetensors, tokenizers and huggingface_hub raise their own classes.
         if isinstance(error, Exception) and not isinstance(error, R1labError | MemoryError):
             reason = " ".join(str(error).split())[:300]
             raise RecipeError(f"model.path: {self.path!r}: {self.what}: {reason}") from error
@@ -277,8 +280,8 @@ class _unreadable:
 def _load_tokenizer(folder: Path, path: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, TokenizersBackend
 
-    # Where tokenizer.json says all of it, AutoTokenizer would for some kinds of models (Qwen2) take
-    # a class that splits text in its own way, whatever the file says.
+    # Even with a complete tokenizer.json, AutoTokenizer uses for some models (Qwen2) a class that
+    # splits text in its own way, whatever the file says.
     whole = tokenizer_settings(folder).get("tokenizer_class") == TokenizersBackend.__name__
     kind = TokenizersBackend if whole else AutoTokenizer
     with _unreadable(path, "its tokenizer does not load"), _quietly():
@@ -297,13 +300,13 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(
-            f"model.path: {name!r} is no folder here and could not be fetched from the hub "
+            f"model.path: {name!r} is not a local folder and could not be fetched from the hub "
             f"({reason}); check the name, or give a local folder"
         ) from error
 
 
 def cache_folder() -> Path:
-    """Where what is made from models is kept: `$R1LAB_CACHE`, else ~/.cache/r1lab."""
+    """Return the folder for files derived from models: `$R1LAB_CACHE`, else ~/.cache/r1lab."""
     return Path(os.environ.get("R1LAB_CACHE", "~/.cache/r1lab")).expanduser()
 
 
@@ -334,14 +337,14 @@ def _dequantise(folder: Path, settings: ModelSettings, cache: Path, dtype: torch
     tokenizer.save_pretrained(partial)
     try:
         partial.rename(target)
-    except OSError:  # another process was first
+    except OSError:  # another process finished first
         if not (target / "config.json").is_file():
             raise
     return target
 
 
 def _drop_foreign_tokens(tokenizer: Any, source: Path) -> None:
-    """Remove tokens that the GGUF file does not have, and the model has no embedding for.
+    """Remove tokens that are not in the GGUF file, for which the model has no embedding.
 
     transformers 5.19 builds byte-level tokenizers with its GPT-2 class, which adds GPT-2's
     `<|endoftext|>` to any vocabulary without it.

@@ -1,7 +1,7 @@
-"""AdamW over a float32 copy of working weights, gradients gathered in float32.
+"""AdamW over a float32 copy of working weights, with gradients accumulated in float32.
 
 bf16 keeps eight bits: an update of 1e-3 of a weight is rounded away, and a gradient summed over
-micro-batches in bf16 loses its small terms. So the optimiser owns a float32 master of each trained
+micro-batches in bf16 loses its small terms. So the optimizer owns a float32 master of each trained
 parameter, each micro-batch's gradient is added to the master's, and the working weight is the
 master rounded once. With float32 working weights the master is the parameter itself.
 """
@@ -20,10 +20,10 @@ from r1lab.model.shard import fitted, whole
 class MasterAdamW:
     """AdamW (arXiv 1711.05101) on float32 masters of `parameters`.
 
-    `zero_grad` before the first backward of an update, then `step`. Where several processes train,
-    whoever owns them sums `gradients()` over them, in place, before the step. Of sharded weights
-    (`r1lab.model.shard`) each process has its rows of masters and moments, and of the gradient,
-    which is summed as it arises.
+    Call `zero_grad` before the first backward of an update, then `step`. With several processes,
+    the caller sums `gradients()` over them, in place, before the step. With sharded weights
+    (`r1lab.model.shard`) each process holds its rows of masters and moments, and of the gradient,
+    which is summed in the backward pass.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class MasterAdamW:
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         if not self.parameters:
-            raise ValueError("no parameter asks for a gradient")
+            raise ValueError("no parameter requires a gradient")
         self.masters = [
             p if p.dtype == torch.float32 else p.detach().float().clone().requires_grad_()
             for p in self.parameters
         ]
-        # Norm weights and other vectors are not decayed, as usual.
+        # Norm weights and other vectors get no weight decay, as usual.
         matrices = [m for m in self.masters if m.ndim >= 2]
         vectors = [m for m in self.masters if m.ndim < 2]
         groups = [
@@ -58,26 +58,26 @@ class MasterAdamW:
                 parameter.register_post_accumulate_grad_hook(_move_gradient_to(master))
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Reset all gradients."""
         for tensor in (*self.parameters, *self.masters):
             tensor.grad = None
 
     def gradients(self) -> list[torch.Tensor]:
-        """The float32 gradients, zeros where a parameter took no part, in a fixed order."""
+        """Return the float32 gradients in a fixed order; zeros for unused parameters."""
         for master in self.masters:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
         return [master.grad for master in self.masters if master.grad is not None]
 
     def gradient_norm(self) -> float:
-        """The norm of all gradients together."""
+        """Return the norm of all gradients together."""
         return float(whole(torch.nn.utils.get_total_norm(self.gradients())))
 
     def step(self, learning_rate: float, max_grad_norm: float, norm: float | None = None) -> float:
         """Clip, update, round into the working weights; return the norm before clipping.
 
-        `norm` is `gradient_norm()` where the caller has it already. It must be finite: one update
-        with a gradient that is not would spoil every weight and both moments for good.
+        `norm` is `gradient_norm()` if the caller already has it. It must be finite: one update with
+        a non-finite gradient would permanently corrupt all weights and both moments.
         """
         norm = self.gradient_norm() if norm is None else norm
         for group in self.adamw.param_groups:
@@ -95,7 +95,7 @@ class MasterAdamW:
                 parameter.copy_(master)
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and moments: all that decides the next update."""
+        """Return masters and moments, which determine the next update."""
         return {
             "adamw": self.adamw.state_dict(),
             "masters": [master.detach() for master in self.masters],
@@ -103,8 +103,8 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state; the working weights are rounded from its masters."""
-        # Moments are counted in the order of the groups, not of the masters.
+        """Restore a saved state; the working weights are rounded from its masters."""
+        # Moments are in the order of the parameter groups, not of the masters.
         counted = [master for group in self.adamw.param_groups for master in group["params"]]
         moments = {
             index: {
@@ -141,10 +141,10 @@ def learning_rate_at(
     final_fraction: float,
     flat_until: float = 0.0,
 ) -> float:
-    """The learning rate of an update: linear warm-up, then the schedule down to its end.
+    """Return the learning rate of an update: linear warm-up, then the schedule down to its end.
 
-    `step` counts updates from 0; `progress` is the share of the run that is done, 0 to 1.
-    `flat_until` keeps the peak for that share of the run before the decay begins.
+    `step` counts updates from 0; `progress` is the completed share of the run, 0 to 1. `flat_until`
+    keeps the peak for that share of the run before the decay begins.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

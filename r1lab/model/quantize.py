@@ -1,10 +1,10 @@
 """Four-bit bases under adapters: QLoRA (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes.
 
-The linear layers of a frozen base are held in NF4 with doubly quantised scales, and computed in the
-model's own precision. Fused expert weights are no linear layers, and stay as they are, as do the
-embedding, the head and the routers: a dense model shrinks to under a third, a V3-style one by its
-attention, dense and shared-expert weights alone. The sampler gets what the trainer computes with:
-the dequantised weights plus the adapters' update.
+The linear layers of a frozen base are stored in NF4 with doubly quantised scales, and computed in
+the model's own precision. Fused expert weights are not linear layers and are not quantised, nor are
+the embedding, the head and the routers: a dense model shrinks to under a third, a V3-style one only
+by its attention, dense and shared-expert weights. The sampler gets the weights that the trainer
+computes with: the dequantised weights plus the adapters' update.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from r1lab.types import RecipeError
 
 
 def quantize_base(model: nn.Module) -> None:
-    """Put the linear layers of `model` into four bits, in place, the head left out.
+    """Quantise the linear layers of `model`, except the head, to four bits, in place.
 
-    Raises RecipeError where bitsandbytes is missing.
+    Raises RecipeError if bitsandbytes is not installed.
     """
     if find_spec("bitsandbytes") is None:
         raise RecipeError(
@@ -33,7 +33,7 @@ def quantize_base(model: nn.Module) -> None:
         if type(module) is nn.Linear and module is not head:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, _four_bit(module))
-    # What peft asks before it takes such a layer.
+    # peft checks this before it adapts such a layer.
     model.is_loaded_in_4bit = True  # type: ignore[assignment]
 
 
@@ -47,8 +47,8 @@ def _four_bit(linear: nn.Linear) -> Any:
         compute_dtype=linear.weight.dtype,
         quant_type="nf4",
     )
-    # On some CPUs a forward in eval mode would repack the weights for a kernel of its own, which
-    # fails on widths that are no multiple of its block, and rounds in another way than training.
+    # On some CPUs a forward in eval mode would repack the weights for a special kernel, which fails
+    # on widths that are not a multiple of its block, and rounds differently from training.
     layer.support_avx512bf16_for_cpu = False
     layer.weight = Params4bit(
         linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
@@ -60,13 +60,13 @@ def _four_bit(linear: nn.Linear) -> Any:
 
 @torch.no_grad()
 def dequantized(model: nn.Module) -> dict[str, Tensor]:
-    """Name of each four-bit weight of `model` -> the weight that it computes with."""
-    found = {}
+    """Return name of each four-bit weight of `model` -> the weight that it computes with."""
+    weights = {}
     for name, module in model.named_modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
-        # peft's wrapper hands on the weight of the layer inside it.
+        # peft's wrapper exposes the weight of the wrapped layer.
         if state is not None and not hasattr(module, "base_layer"):
             from bitsandbytes.functional import dequantize_4bit
 
-            found[f"{name}.weight"] = dequantize_4bit(module.weight.data, state)
-    return found
+            weights[f"{name}.weight"] = dequantize_4bit(module.weight.data, state)
+    return weights

@@ -1,15 +1,15 @@
-"""Router replay: send tokens through the experts they went through before.
+"""Router replay: route tokens to the experts that they went through before.
 
-A token's experts are a choice, and choices flip on differences of rounding: between sampler and
-trainer, and between the old policy and the current one. The ratio of a token whose experts changed
-is far from 1 for no reason that training should follow. Replay holds the choice and lets the gate's
-weights of the chosen experts, and their gradient, be those of the present:
+Routing is a discrete choice that rounding differences can flip, between sampler and trainer and
+between the old policy and the current one. The ratio of a token whose experts changed is far from 1
+for a reason that training should not follow. Replay fixes the choice; the gate weights of the
+chosen experts, and their gradient, are the current ones:
 
     R3  the sampler's choices   (arXiv 2510.11370)
-    R2  the trainer's own, from the forward that gave the old log-probs (GSPO, 2507.18071, 5.3)
+    R2  the trainer's own, from the forward of the old log-probs (GSPO, 2507.18071, 5.3)
 
-Layers count from 0 over those with routed experts only: V3's first dense layers have no gate. A
-sampler that numbers all layers of the model is translated by `routed_layers`.
+Layers are numbered from 0 over those with routed experts: V3's first dense layers have no gate.
+`routed_layers` translates from a sampler that numbers all layers of the model.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from r1lab.types import RecipeError
 
 
 def routed_layers(config: Any) -> list[int]:
-    """The indices, among all layers of a V3-style model, of those with routed experts."""
+    """Return the indices of the layers with routed experts among all layers of a V3-style model."""
     return list(range(config.first_k_dense_replace, config.num_hidden_layers))
 
 
 def require_routers(model: nn.Module) -> None:
-    """Refuse a model without V3's routers; raises RecipeError."""
+    """Reject a model without V3's routers; raises RecipeError."""
     if not routers(model):
         raise RecipeError(
             "algorithm.router_bias_speed, algorithm.router_replay: "
-            f"{type(model).__name__} has no router of DeepSeek-V3's kind; leave them at 0 and none"
+            f"{type(model).__name__} has no DeepSeek-V3 router; leave them at 0 and none"
         )
 
 
 class RouterReplay:
-    """Records the choices of a model's routers, or prescribes them.
+    """Records the choices of a model's routers, or fixes them.
 
-    Shapes: [b, t, layers, top_k], the layers as `routers(model)` orders them.
+    Shapes: [b, t, layers, top_k], the layers in the order of `routers(model)`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,7 +51,7 @@ class RouterReplay:
 
     @contextmanager
     def recorded(self) -> Iterator[list[Tensor]]:
-        """A list that gets the chosen experts [b * t, top_k] of each layer of a forward."""
+        """Yield a list that receives each layer's chosen experts [b * t, top_k] in a forward."""
         chosen: list[Tensor] = []
         hooks = [
             router.register_forward_hook(lambda module, inputs, output: chosen.append(output[2]))
@@ -65,7 +65,7 @@ class RouterReplay:
 
     @contextmanager
     def replayed(self, experts: Tensor | None) -> Iterator[None]:
-        """Forward passes inside route by `experts` [b, t, layers, top_k]; None: as they like.
+        """Route forward passes in the context by `experts` [b, t, layers, top_k]; None: normally.
 
         -1 anywhere in a token's choice of a layer leaves that choice to the router.
         """
@@ -84,13 +84,13 @@ class RouterReplay:
 
 
 def _prescribe(experts: Tensor) -> Any:
-    """A hook that replaces a gate's choice by `experts` [tokens, top_k], weights and all."""
+    """Return a hook that replaces a gate's choice and weights by `experts` [tokens, top_k]."""
 
     def hook(gate: Any, _inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
         logits, own_weights, own = output
         given = (experts >= 0).all(-1, keepdim=True)
         chosen = torch.where(given, experts.to(own), own)
-        # As DeepseekV3TopkRouter weighs its own choice; the router bias chooses, it weighs nothing.
+        # Weights as in DeepseekV3TopkRouter: the router bias affects selection, not the weights.
         weights = logits.sigmoid().gather(1, chosen)
         if gate.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)

@@ -1,12 +1,12 @@
-"""Weights in shards: each of several processes keeps its rows of every weight, and of its moments.
+"""Sharded weights: each process keeps its rows of every weight and of its moments.
 
 This is FSDP2, torch's `fully_shard` (arXiv 2304.11277; the memory of ZeRO-3, arXiv 1910.02054): a
-layer is gathered whole just before it computes and given up after, and its gradient is summed
-straight into the shards. torch is called directly: accelerate's own wrapping averages gradients,
-and on the CPU it falls back to unsharded weights without a word.
+layer is gathered just before it computes and freed afterwards, and its gradient is summed directly
+into the shards. torch is called directly: accelerate's own wrapping averages gradients, and on the
+CPU it silently falls back to unsharded weights.
 
-Gathering takes all processes: whatever runs a forward pass, or asks for whole weights, must run in
-each of them, the same number of times and in the same order. This module alone knows of DTensor.
+Gathering is a collective: code that runs a forward pass, or needs whole weights, must run in every
+process, the same number of times and in the same order. Only this module uses DTensor.
 """
 
 from __future__ import annotations
@@ -31,50 +31,50 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_PART = "part of a sharded tensor"  # the one key of a dict that stands for it in a checkpoint
+_PART = "part of a sharded tensor"  # the only key of the dict that represents it in a checkpoint
 
 
 def shard(base: Any, device: torch.device) -> None:
-    """Part the weights of a transformers model (adapters inside it or not) over all processes.
+    """Shard the weights of a transformers model (with or without adapters) over all processes.
 
-    In place, a decoder layer at a time, each moved to `device` as it is parted: no device ever
-    holds the whole model. Gradients are summed over processes, in float32, not averaged: the
-    loss's denominator is of all of them already. Buffers stay whole.
+    In place, one decoder layer at a time, each moved to `device` as it is sharded: no device ever
+    holds the whole model. Gradients are summed over processes, in float32, not averaged: the loss's
+    denominator already covers all of them. Buffers are not sharded.
     """
     # Inputs keep their precision, as they do unsharded.
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     layers = set(base._no_split_modules or ())
-    # The model itself comes last: it takes what the layers leave, embeddings and head.
+    # The model itself comes last: it owns what the layers do not, embeddings and head.
     for module in [*(m for m in base.modules() if type(m).__name__ in layers), base]:
         # True, not None: None keeps the model's own group gathered after a forward pass without
         # backward, and the next pass would then compute with weights from before the update.
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        module.set_force_sum_reduction_for_comms(True)  # the only reduction that gloo supports
 
 
 def is_sharded(base: nn.Module) -> bool:
-    """Whether `shard` was at this model."""
+    """Return whether `shard` was applied to this model."""
     return isinstance(base, FSDPModule)
 
 
 def class_of(model: nn.Module) -> type:
-    """The model's class; sharding puts one of its own, made up, before it."""
+    """Return the model's class; sharding puts a generated class before it."""
     kinds = type(model).__mro__
     return kinds[kinds.index(FSDPModule) + 1] if FSDPModule in kinds else kinds[0]
 
 
 def as_forward(base: nn.Module, function: Function) -> Function:
-    """`function`, to tensors, as a forward pass of `base`: inside it all that it asks for is whole.
+    """Wrap `function`, which returns tensors, as a forward pass of `base` with gathered weights.
 
-    For who calls parts of a model by themselves. The function itself where nothing is sharded.
+    For callers that use parts of a model. Returns the function itself if nothing is sharded.
     """
     if not is_sharded(base):
         return function
 
     def copied(*inputs: Any) -> tuple[Tensor, ...]:
-        # Backward starts from hooks on what comes out, which hold for no view.
+        # Backward starts from hooks on the outputs, which do not work on views.
         return tuple(tensor.clone() for tensor in function(*inputs))
 
     base.part_of_forward = copied  # type: ignore[assignment]
@@ -83,14 +83,14 @@ def as_forward(base: nn.Module, function: Function) -> Function:
 
 
 def units(base: nn.Module) -> list[tuple[str, nn.Module]]:
-    """(name, module) of what is gathered together; the model itself, named "", last."""
-    found = [pair for pair in base.named_modules() if isinstance(pair[1], FSDPModule)]
-    return [*found[1:], found[0]]
+    """Return (name, module) of each unit gathered together; the model itself, "", is last."""
+    sharded = [pair for pair in base.named_modules() if isinstance(pair[1], FSDPModule)]
+    return [*sharded[1:], sharded[0]]
 
 
 @contextmanager
 def gathered(unit: nn.Module) -> Iterator[None]:
-    """The weights of one of `units` whole and plain, while inside. Copy what is to stay."""
+    """Gather the weights of one of `units` as plain tensors in the context. Copy what must stay."""
     assert isinstance(unit, FSDPModule)
     unit.unshard()
     try:
@@ -100,7 +100,7 @@ def gathered(unit: nn.Module) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered; any other as it is."""
+    """Return a sharded tensor gathered; any other unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -109,22 +109,22 @@ def whole(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A tensor in consecutive rows, as the processes that saved it had them."""
+    """A tensor as consecutive rows, split as by the processes that saved it."""
 
     tensors: tuple[Tensor, ...]
 
     def rows(self, first: int, last: int) -> Tensor:
-        """The rows from `first` up to `last`; no others are read."""
-        found, start = [], 0
+        """Return the rows from `first` up to `last`; no others are read."""
+        pieces, start = [], 0
         for tensor in self.tensors:
             stop = start + len(tensor)
-            found.append(tensor[max(first, start) - start : max(min(last, stop) - start, 0)])
+            pieces.append(tensor[max(first, start) - start : max(min(last, stop) - start, 0)])
             start = stop
-        return torch.cat(found)
+        return torch.cat(pieces)
 
 
 def parts_of(state: Any) -> Any:
-    """A state with this process's part in the place of each sharded tensor: plain containers."""
+    """Return a state with this process's part instead of each sharded tensor: plain containers."""
     if isinstance(state, DTensor):
         return {_PART: state.to_local()}
     if isinstance(state, Mapping):
@@ -135,7 +135,7 @@ def parts_of(state: Any) -> Any:
 
 
 def joined(states: Sequence[Any]) -> Any:
-    """The state that all processes' `parts_of` give together, with `Parts` for sharded tensors."""
+    """Combine all processes' `parts_of` into one state, with `Parts` for sharded tensors."""
     first = states[0]
     if isinstance(first, Mapping):
         if first.keys() == {_PART}:
@@ -147,7 +147,7 @@ def joined(states: Sequence[Any]) -> Any:
 
 
 def fitted(saved: Tensor | Parts, like: Tensor) -> Tensor:
-    """A saved tensor as `like` lies: this process's rows of it where that is sharded."""
+    """Return a saved tensor in the layout of `like`: if sharded, this process's rows."""
     parts = saved if isinstance(saved, Parts) else Parts((saved,))
     if not isinstance(like, DTensor):
         return torch.cat(parts.tensors) if isinstance(saved, Parts) else saved

@@ -1,7 +1,7 @@
-"""The small tokenizer of the shipped base: whole words, digits apart, nothing learnt.
+"""The small tokenizer of the shipped base: whole words, separate digits, nothing learnt.
 
-Its vocabulary was laid out once with every token that later tasks need, so that adding a task
-changes no base; the ones no corpus uses yet are held in reserve.
+The vocabulary was fixed once with every token that later tasks need, so that a new task needs no
+new base; tokens that no corpus uses yet are reserved.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _TASK_WORDS = (
     "swap", "turn", "over", "simplify", "solve", "wait", "check", "maybe", "let", "me", "see",
     "so", "I", "think",
 )  # fmt: skip
-# In reserve: countdown, longer derivations, a second way of writing the work (numbers and signs as
-# words), and everyday words for prompts that are no problems.
+# Reserved: countdown, longer derivations, a second notation (numbers and signs as words), and
+# everyday words for prompts that are not problems.
 _RESERVE = (
     "use", "each", "number", "once", "to", "make", "target", "from", "y", "z", "<", ">", "^",
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -35,11 +35,11 @@ _RESERVE = (
     "help", "can", "sorry", "sure", "what", "how", "tell", "about", "write", "colour", "box",
 )  # fmt: skip
 VOCABULARY = (PAD, EOS, UNKNOWN, *TAGS, *_DIGITS, *_SIGNS, *_COLOURS, *_TASK_WORDS, *_RESERVE)
-VOCAB_SIZE = 144  # a few free places at the end, so that a forgotten word costs no new base
+VOCAB_SIZE = 144  # with a few free places at the end, so that a new word needs no new base
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers has it; text reads back with digits together (`847`)."""
+    """Return the tokenizer in transformers' format; decoding joins digits again (`847`)."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: place for place, word in enumerate((*VOCABULARY, *free))}
     assert len(vocabulary) == VOCAB_SIZE, "the vocabulary holds a word twice"
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    # The tags stay whole although punctuation is taken apart; they are ordinary text when decoded.
+    # Tags are single tokens although punctuation is split; decoding gives ordinary text.
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,10 +1,10 @@
-"""A model's weights under their checkpoint names, adapters merged, as a sampler must see them.
+"""A model's weights under their checkpoint names, adapters merged, as a sampler needs them.
 
-Two things make this more than `state_dict()`. Transformers 5 fuses the experts of a layer into 3-D
+This differs from `state_dict()` in two ways. Transformers 5 fuses the experts of a layer into 3-D
 tensors and renames others while it loads; samplers and checkpoints keep the original names, so the
-conversion is reverted here. And an adapter's update is added beside the base (W + B A into a new
-tensor), never merged into it: merging and unmerging at every sync makes the base drift by a
-rounding each time (Hu et al. 2021, arXiv 2106.09685, for the update itself).
+conversion is reverted here. And an adapter's update is added out of place (W + B A into a new
+tensor), never merged into the base: merging and unmerging at every sync makes the base drift by a
+rounding error each time (Hu et al. 2021, arXiv 2106.09685, for the update itself).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ ROUTER_BIAS = "e_score_correction_bias"
 
 @torch.no_grad()
 def checkpoint_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(checkpoint name, tensor) of every weight and saved buffer of a full or LoRA (peft) model.
+    """Yield (checkpoint name, tensor) of every weight and saved buffer of a full or LoRA model.
 
     Tensors keep the model's dtype, the router bias its float32. They may share storage with the
-    model: consume them before the next update. A tied `lm_head` is left out, as in checkpoints.
+    model: consume them before the next update. A tied `lm_head` is omitted, as in checkpoints.
     Sharded weights are gathered layer by layer, into copies: every process must iterate to the end.
     """
     from transformers.core_model_loading import revert_weight_conversion
@@ -46,14 +46,14 @@ def checkpoint_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a peft model, or the model itself."""
+    """Return the transformers model inside a peft model, or the model itself."""
     get_base = getattr(model, "get_base_model", None)
     return get_base() if get_base is not None else model
 
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the model without adapters, each adapted weight as base + delta."""
+    """Return the state dict of the model without adapters, each adapted weight as base + delta."""
     base = base_model(model)
     if base is model:
         return {name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -68,7 +68,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _gathered_states(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """`merged_state` of a sharded model in pieces: each layer, then the rest."""
+    """Yield `merged_state` of a sharded model in pieces: each layer, then the rest."""
     left = set(base.state_dict())
     for unit_name, unit in units(base):
         prefix = f"{unit_name}." if unit_name else ""
@@ -80,17 +80,17 @@ def _gathered_states(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
                 if name in left and name.startswith(prefix) and ".lora_" not in name
             }
             modules = unit.named_modules(prefix=unit_name)
-            _add_adapters(state, modules if unit_name else ())  # none stands outside of layers
+            _add_adapters(state, modules if unit_name else ())  # adapters are only in layers
         left = {name for name in left if not name.startswith(prefix)}
         yield state
 
 
 def _add_adapters(state: dict[str, Tensor], modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Put base + delta in the place of each weight in `state` that one of `modules` adapts."""
+    """Replace each weight in `state` that one of `modules` adapts by base + delta."""
     from peft.tuners.lora import LoraLayer
 
-    # Nested wrappers (two adapted parameters of one module) adapt different parameters, so the
-    # order in which they are visited is of no matter.
+    # Nested wrappers (two adapted parameters of one module) adapt different parameters, so their
+    # order does not matter.
     for name, module in modules:
         if isinstance(module, LoraLayer):
             key = f"{_plain(name)}.{getattr(module, 'parameter_name', 'weight')}"
@@ -119,27 +119,27 @@ def save_checkpoint_folder(
                 pass
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # Copies: single experts are views of the fused tensor, and a file holds no views. On the CPU: a
-    # GPU that trains shards has no room for the whole.
+    # Copy, because single experts are views of the fused tensor, which a file cannot hold. Copy to
+    # the CPU, because a GPU that trains shards cannot hold the whole model.
     weights = {
         name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in checkpoint_weights(model)
     }
     save_torch_state_dict(weights, folder)
     for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # as the other files; they are written for the owner alone
+        file.chmod(0o644)  # like the other files; safetensors are written owner-only
     save_settings(base, tokenizer, folder)
 
 
 def save_settings(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
 ) -> None:
-    """Write all of a model's folder but the weights: configurations and tokenizer."""
+    """Write everything in a model's folder except the weights: configurations and tokenizer."""
     config = base.config
     config.architectures = [class_of(base).__name__]
     config.dtype = base.dtype
     if config.model_type == "deepseek_v3":
-        # What transformers' router computes; vLLM reads it from here, and fails without it.
+        # This is what transformers' router computes; vLLM needs it here, and fails without it.
         config.topk_method, config.scoring_func = "noaux_tc", "sigmoid"
     config.save_pretrained(folder)
     if base.generation_config is not None:
@@ -149,21 +149,21 @@ def save_settings(
 
 
 def _belongs_to(name: str, quantized: Mapping[str, Tensor]) -> bool:
-    """Whether an entry holds the scales of a four-bit weight: `q_proj.weight.absmax`."""
+    """Return whether an entry holds scales of a four-bit weight: `q_proj.weight.absmax`."""
     owner, dot, _ = name.partition(".weight.")
     return bool(dot) and f"{owner}.weight" in quantized
 
 
 def _plain(name: str) -> str:
-    """A parameter's name without peft's wrappers: experts.base_layer.base_layer.x -> experts.x."""
+    """Return a parameter's name without peft's wrappers: experts.base_layer.x -> experts.x."""
     return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
 def _add_delta(module: Any, adapter: str, weight: Tensor) -> Tensor:
-    """weight + alpha / r * B A, in float32 and rounded once, into a new tensor."""
+    """Return weight + alpha / r * B A, in float32 and rounded once, as a new tensor."""
     if getattr(module, "num_experts", 1) > 1:
-        # The trainer's forward folds the update into the fused experts in their own precision;
-        # the very same operation here leaves no difference between trainer and sampler.
+        # The trainer's forward adds the update to the fused experts in their own precision; the
+        # same operation here makes trainer and sampler identical.
         left, right, scaling = module.get_delta_factors(adapter)
         return torch.baddbmm(weight, left, right, alpha=scaling)
     delta = module.get_delta_weight(adapter)

@@ -1,14 +1,14 @@
-"""The same function in DeepSeek-V3's own attention shape, for kernels that know no other.
+"""Widen a model to DeepSeek-V3's attention shape without changing its function.
 
-vLLM's kernel for latent attention (MLA) on the CPU takes a latent of 512 and a rotary part of 64,
-nothing else. A narrower model is padded with zeros to that shape here, and computes what it did:
+vLLM's kernel for latent attention (MLA) on the CPU supports only a latent of 512 and a rotary part
+of 64. A narrower model is padded with zeros to that shape here, and computes the same function:
 
 * latent: new rows of the down-projection are zero, and so are the columns that would read them.
-  RMSNorm then averages over 512 entries in place of n; with the real rows scaled by sqrt(512 / n)
-  the mean of squares is what it was (epsilon included), and the norm's weight takes the scale back;
-* rotary part: pair i of r / 2 turns by theta^(-2 i / r), as does pair i * 64 / r of 32. The real
+  RMSNorm then averages over 512 entries instead of n; with the real rows scaled by sqrt(512 / n)
+  the mean of squares is unchanged (epsilon included), and the norm's weight undoes the scale;
+* rotary part: pair i of r / 2 rotates by theta^(-2 i / r), as does pair i * 64 / r of 32. The real
   pairs move there, the others stay zero;
-* softmax scale: 1 / sqrt(nope + rope) shrinks with the wider heads; the queries make up for it.
+* softmax scale: 1 / sqrt(nope + rope) shrinks with the wider heads; the queries compensate.
 
 Notation as in DeepSeek-V2 (arXiv 2405.04434, section 2.1).
 """
@@ -30,9 +30,9 @@ LATENT, ROTARY = 512, 64
 
 @torch.no_grad()
 def widen(model: PreTrainedModel) -> PreTrainedModel:
-    """A V3-style model of kv_lora_rank 512 and qk_rope_head_dim 64 that computes what `model` does.
+    """Return a V3-style model of kv_lora_rank 512 and qk_rope_head_dim 64 equivalent to `model`.
 
-    The given model is left as it is. Do this in float32: the scales are no powers of two. Raises
+    The given model is unchanged. Do this in float32: the scales are not powers of two. Raises
     ValueError for shapes that do not fit into the wider one.
     """
     config = model.config
@@ -64,14 +64,14 @@ def _check(config: DeepseekV3Config) -> None:
     kind = config.rope_parameters["rope_type"]
     if kind != "default" or not config.rope_interleave or config.attention_bias:
         raise ValueError(
-            "widening is written for plain interleaved rotary embeddings without attention biases "
+            "widening supports only plain interleaved rotary embeddings without attention biases "
             f"(rope_type {kind!r}, rope_interleave {config.rope_interleave}, attention_bias "
             f"{config.attention_bias})"
         )
 
 
 def _widened(name: str, weight: Tensor, config: DeepseekV3Config) -> Tensor:
-    """One parameter of an attention block in the wider shape; any other as it is."""
+    """Return one parameter of an attention block in the wider shape; any other unchanged."""
     latent, rope, nope = config.kv_lora_rank, config.qk_rope_head_dim, config.qk_nope_head_dim
     spread = math.sqrt(LATENT / latent)
     match name:
@@ -90,14 +90,14 @@ def _widened(name: str, weight: Tensor, config: DeepseekV3Config) -> Tensor:
 
 
 def _zero_padded(weight: Tensor, dim: int) -> Tensor:
-    """`weight` with zeros behind it, to LATENT entries along `dim`."""
+    """Return `weight` padded with zeros at the end, to LATENT entries along `dim`."""
     shape = list(weight.shape)
     shape[dim] = LATENT - shape[dim]
     return torch.cat([weight, weight.new_zeros(shape)], dim)
 
 
 def _spread_pairs(weight: Tensor, rope: int) -> Tensor:
-    """[heads, rope, in] -> [heads, ROTARY, in]: interleaved pairs put where they turn as before."""
+    """[heads, rope, in] -> [heads, ROTARY, in]: move pairs to where they rotate as before."""
     wide = weight.new_zeros(weight.shape[0], ROTARY // 2, 2, weight.shape[2])
     wide[:, :: ROTARY // rope] = weight.unflatten(1, (rope // 2, 2))
     return wide.flatten(1, 2)

@@ -1,1 +1,1 @@
-"""Whether a run can learn, and whether it still does: preflight, alarms, the second grader."""
+"""Detect whether a run can learn and whether it still does: preflight, alarms, second grader."""

@@ -1,13 +1,12 @@
-"""The watcher: does a run still learn? Fed with the lines of metrics.jsonl, it yields warnings.
+"""Alarms: detect runs that stop learning. Input are the lines of metrics.jsonl, output is alerts.
 
-All that it knows comes from those lines, in their order: fed again with the lines of an interrupted
-run it stands where it stood. Each alarm looks at means over its last `steps` lines, passes over
-lines that lack its figure, and speaks once an episode: an episode ends when what it warned of has
-not been seen for `steps` lines.
+The state depends only on those lines in their order, so replaying the lines of an interrupted run
+restores it. Each alarm looks at means over its last `steps` lines, skips lines that lack its
+metrics, and fires once per episode: an episode ends when the condition has not been seen for
+`steps` lines.
 
-The figures (see `r1lab.grpo.step.summarise`): the part that tells right from wrong, `truncated`,
-`length`, `entropy` (nats per token), `zero_variance`, and `grader_gap`
-(`r1lab.monitor.second_grader`).
+The metrics (see `r1lab.grpo.step.summarise`): the accuracy component, `truncated`, `length`,
+`entropy` (nats per token), `zero_variance`, and `grader_gap` (`r1lab.monitor.second_grader`).
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ from r1lab.config.alarms import (
 MetricRow = Mapping[str, Any]
 Means = Mapping[str, float]
 
-# A dead reward stands still: less than this between the lowest and the highest of its window.
+# A dead reward is constant: less than this between the minimum and maximum of its window.
 _STILL = 0.01
-# A reward must have been this high to be said to fall.
+# A reward must have been this high before a drop counts as a fall.
 _ALIVE = 0.1
-# Shorter responses that are right more often by this much are no collapse but progress: a base that
+# Shorter responses with accuracy higher by this much are progress, not collapse: a base that
 # rambled until it was cut off has learnt to end. (Two standard errors of the mean of five steps of
 # 512 responses are below 0.02.)
 _PROGRESS = 0.05
-# A policy that is right this often has little to explore.
+# A policy with this accuracy has little left to explore.
 _SOLVED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One warning: the alarm's key in the section `watch`, where it spoke, and what it said."""
+    """One alert: the alarm's key in the section `watch`, the step, and the message."""
 
     alarm: str
     step: int
@@ -56,7 +55,7 @@ class Alert:
 
 
 class AlarmMonitor:
-    """All alarms of a recipe. `accuracy` is the figure that tells right from wrong."""
+    """All alarms of a recipe. `accuracy` is the metric that separates right from wrong."""
 
     def __init__(self, settings: WatchSettings, accuracy: str = "accuracy") -> None:
         kinds: dict[str, type[_Watch]] = {
@@ -74,7 +73,7 @@ class AlarmMonitor:
         }
 
     def see(self, line: MetricRow) -> list[Alert]:
-        """Take the next step's line; the warnings of episodes that begin with it."""
+        """Process the next step's line; return the alerts of episodes that begin with it."""
         return [
             Alert(key, int(line["step"]), text, watch.alarm.stop)
             for key, watch in self._watches.items()
@@ -82,15 +81,15 @@ class AlarmMonitor:
         ]
 
     def replay(self, lines: Sequence[MetricRow]) -> None:
-        """Take lines that were seen before: what they warned of has been said."""
+        """Process lines of earlier steps, whose alerts were already reported."""
         for line in lines:
             self.see(line)
 
 
 class _Watch:
-    """One alarm: its window, and the episode that it is in."""
+    """One alarm: its window, and whether it is in an episode."""
 
-    figures: tuple[str, ...] = ()  # that a line must have; `accuracy` is that of the recipe
+    figures: tuple[str, ...] = ()  # metrics a line must have; `accuracy` is the recipe's
 
     def __init__(self, alarm: Any, accuracy: str) -> None:
         self.alarm: Alarm = alarm
@@ -100,7 +99,7 @@ class _Watch:
         self._in_episode, self._quiet = False, 0
 
     def see(self, line: MetricRow) -> str | None:
-        # None and what is missing; what is not finite is null in the file, which a resume reads.
+        # Skip None and missing metrics. Non-finite ones are null in the file that a resume reads.
         values = {
             figure: float(value)
             for figure, name in self._names.items()
@@ -118,11 +117,11 @@ class _Watch:
         return text if begins else None
 
     def judge(self, now: Means) -> str | None:
-        """What is wrong, given the means over the window; None where nothing is."""
+        """Return what is wrong, given the means over the window, or None."""
         raise NotImplementedError
 
     def column(self, figure: str) -> list[float]:
-        """A figure over the window."""
+        """Return a metric over the window."""
         return [row[figure] for row in self._window]
 
 
@@ -139,14 +138,14 @@ class _RewardDead(_Watch):
         self._best = max(self._best, now["accuracy"])
         if max(column) <= self._settings.below and max(column) - min(column) <= _STILL:
             return (
-                f"the reward is dead: {name} is at {now['accuracy']:.3g} for {steps} steps; look "
-                "at samples (r1lab show), and try the reward on right answers (r1lab verify)"
+                f"the reward is dead: {name} is {now['accuracy']:.3g} for {steps} steps; look "
+                "at samples (r1lab show), and test the reward on right answers (r1lab verify)"
             )
         if self._best > _ALIVE and now["accuracy"] < self._settings.fallen * self._best:
             return (
-                f"the reward dies: {name} fell from {self._best:.2f} to {now['accuracy']:.2f} "
-                f"(means over {steps} steps); lower optimizer.learning_rate, and begin again "
-                "before it fell"
+                f"the reward collapsed: {name} fell from {self._best:.2f} to "
+                f"{now['accuracy']:.2f} (means over {steps} steps); lower optimizer.learning_rate, "
+                "then restart from an earlier checkpoint"
             )
         return None
 
@@ -159,7 +158,7 @@ class _Truncation(_Watch):
         if now["truncated"] <= self._settings.above:
             return None
         return (
-            f"truncation takes over: {now['truncated']:.0%} of the responses of the last "
+            f"too many truncated responses: {now['truncated']:.0%} of those of the last "
             f"{self.alarm.steps} steps were cut off; raise sampling.max_tokens"
         )
 
@@ -182,10 +181,10 @@ class _Length(_Watch):
         ):
             return None
         return (
-            f"length collapses: responses went from {before['length']:.1f} to "
+            f"length collapsed: responses went from {before['length']:.1f} to "
             f"{now['length']:.1f} tokens and {self._names['accuracy']} from "
-            f"{before['accuracy']:.2f} to {now['accuracy']:.2f}; look whether a reward pays for "
-            "short answers, lower optimizer.learning_rate, and begin again before it happened"
+            f"{before['accuracy']:.2f} to {now['accuracy']:.2f}; check whether a reward favours "
+            "short answers, lower optimizer.learning_rate, then restart from an earlier checkpoint"
         )
 
 
@@ -203,10 +202,10 @@ class _Entropy(_Watch):
         if now["entropy"] >= self._settings.below * self._first or now["accuracy"] >= _SOLVED:
             return None
         return (
-            f"entropy collapses: from {self._first:.3g} to {now['entropy']:.3g} nats a token, with "
-            f"{self._names['accuracy']} at {now['accuracy']:.2f}: the policy explores no more; "
-            "lower optimizer.learning_rate or raise algorithm.clip_high, and begin again before it "
-            "happened"
+            f"entropy collapsed: from {self._first:.3g} to {now['entropy']:.3g} nats per token, "
+            f"with {self._names['accuracy']} at {now['accuracy']:.2f}: the policy has stopped "
+            "exploring; lower optimizer.learning_rate or raise algorithm.clip_high, then restart "
+            "from an earlier checkpoint"
         )
 
 
@@ -218,13 +217,13 @@ class _NoVariance(_Watch):
         if now["zero_variance"] < self._settings.above:
             return None
         way_on = (
-            "the problems are solved: take harder ones, or end the run"
+            "the problems are solved: use harder ones, or end the run"
             if now["accuracy"] >= _SOLVED
-            else "take easier problems, or raise sampling.group_size or sampling.temperature"
+            else "use easier problems, or raise sampling.group_size or sampling.temperature"
         )
         return (
             f"groups have no variance: in {now['zero_variance']:.0%} of those of the last "
-            f"{self.alarm.steps} steps all rewards are equal and teach nothing "
+            f"{self.alarm.steps} steps all rewards are equal, so they give no gradient "
             f"({self._names['accuracy']} {now['accuracy']:.2f}); {way_on}"
         )
 
@@ -243,7 +242,7 @@ class _Grader(_Watch):
         if gap - self._lowest <= self._settings.rise:
             return None
         return (
-            f"the second grader disagrees more and more: the training reward is {gap:.2f} above "
-            f"{self._settings.reward!r}, after {self._lowest:.2f} at best; the policy may be "
-            "gaming the reward: read what it wrote (r1lab show), and mend the reward"
+            f"the second grader increasingly disagrees: the training reward is {gap:.2f} above "
+            f"{self._settings.reward!r}, up from {self._lowest:.2f}; the policy may be gaming the "
+            "reward: read its responses (r1lab show), and fix the reward"
         )

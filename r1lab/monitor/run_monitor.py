@@ -1,8 +1,7 @@
-"""What looks after a run while it goes: its prospects, its watcher and its second grader, heard in
-the terminal and in events.jsonl.
+"""Monitor a run: preflight, alarms and second grader, reported in the terminal and events.jsonl.
 
-Nothing here draws a random number or changes what is trained: metrics.jsonl is the same with and
-without it, but for the grader's own figures.
+Monitoring draws no random numbers and does not affect training: metrics.jsonl is the same with and
+without it, except for the grader's own metrics.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from r1lab.verify import Runner, Verifiers
 
 
 class RunMonitor:
-    """Of the process that writes `folder`; it takes up what the lines there say of steps before.
+    """Runs on rank 0. Restores its state from metrics.jsonl in `folder`.
 
     `say` shows a line to the user. `stop_reason` is set once an alarm stops the run.
     """
@@ -50,19 +49,19 @@ class RunMonitor:
         self.stop_reason: str | None = None
 
     def at_start(self, scored: Sequence[ScoredGroup]) -> None:
-        """Say what the samples of the first evaluation make of the run's prospects."""
-        found = judge_prospects(scored, accuracy=self._accuracy, limits=self._limits)
-        self._say(found.verdict)
-        for point in found.faulty:
+        """Report the preflight verdict on the samples of the first evaluation."""
+        report = judge_prospects(scored, accuracy=self._accuracy, limits=self._limits)
+        self._say(report.verdict)
+        for point in report.faulty:
             self._say(f"warning: {point.found}; {point.change}")
-        self._folder.log_event("prospects", step=0, **found.as_dict())
+        self._folder.log_event("prospects", step=0, **report.as_dict())
 
     def grade(self, scored: Sequence[ScoredGroup]) -> dict[str, Any]:
-        """The second grader's figures of a step, for metrics.jsonl; empty where there is none."""
+        """Return the second grader's metrics of a step; empty without a grader."""
         return self._grader.figures(scored) if self._grader else {}
 
     def see(self, line: MetricRow) -> None:
-        """Take a step's line of metrics.jsonl; an alarm that stops the run sets `stop_reason`."""
+        """Process a line of metrics.jsonl; an alarm that stops the run sets `stop_reason`."""
         for warned in self._watcher.see(line):
             self._say(f"warning: {warned.text}")
             self._folder.log_event(

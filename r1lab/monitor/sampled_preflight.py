@@ -1,6 +1,6 @@
 """`r1lab train RECIPE --preflight`: sample a few groups as the run would, and say if it can learn.
 
-Base, sampler, rewards, weight sync: all are the run's own; only the optimiser never moves.
+Base, sampler, rewards and weight sync are those of the run; only the optimizer takes no step.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from r1lab.rollout.server.weights_folder import new_run
 from r1lab.run_folder import RunFolder
 from r1lab.verify import IsolatedRunner, Verifiers
 
-# However many a step has: with the usual 16 samples each they give a share of responses to within
-# 0.05, and a share of groups to within 0.18.
+# Independent of the step's size: with the usual 16 samples each, a share of responses is accurate
+# to 0.05, and a share of groups to 0.18.
 NUM_GROUPS = 32
 
 
 def preflight(recipe: TrainRecipe) -> Prospects:
-    """The prospects of a run with this recipe, from the first groups that it would sample.
+    """Judge whether a run with this recipe can learn, from the first groups that it would sample.
 
-    The main process also writes them into the run folder, as preflight.json. Every process of a
-    launch takes part, and each returns the same. Raises R1labError for what cannot run at all.
+    The main process also writes the report to preflight.json in the run folder. Every process of a
+    launch takes part and returns the same report. Raises R1labError for a recipe that cannot run.
     """
     try:
         return _look(recipe)
     except Exception as error:
-        said = explained(error, recipe, in_update=False)
-        if said is None or said is error:
+        explanation = explained(error, recipe, in_update=False)
+        if explanation is None or explanation is error:
             raise
-        raise said from error
+        raise explanation from error
 
 
 def _look(recipe: TrainRecipe) -> Prospects:
@@ -66,13 +66,13 @@ def _look(recipe: TrainRecipe) -> Prospects:
         max_model_len = sampler.max_model_len
     finally:
         source.close()
-    found = judge_prospects(
+    report = judge_prospects(
         gather_object(scored) if world > 1 else scored,
         accuracy=verifiers.accuracy,
         limits=PreflightLimits(settings.max_tokens, max_model_len, recipe.max_fault_share),
         agreement=agreement,
     )
     if accelerator.is_main_process:
-        RunFolder.create(recipe.run_folder).write_preflight(found.as_dict())
+        RunFolder.create(recipe.run_folder).write_preflight(report.as_dict())
     accelerator.wait_for_everyone()
-    return found
+    return report

@@ -1,7 +1,7 @@
-"""The second, independent grader: it judges a sample of each step's responses, and trains nothing.
+"""The second, independent grader: it scores a sample of each step's responses, without training.
 
-Where the training reward goes up and the grader does not follow, the policy has found a way around
-the reward. The grader runs behind the same wall as the rewards.
+If the training reward rises and the grader's score does not, the policy has found a way around the
+reward. The grader runs with the same isolation as the rewards.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from r1lab.prompts import Template
 from r1lab.types import Rollout, ScoredGroup, Verdict
 from r1lab.verify import Runner, Verifiers
 
-# Its figures in metrics.jsonl.
+# Its metrics in metrics.jsonl.
 FIGURES = ("grader_score", "grader_gap", "grader_responses")
 
 
 class Grader:
-    """A grader as a recipe names it. `accuracy` is the part of the verdicts it is compared with."""
+    """The grader of a recipe. `accuracy` is the component that it is compared with."""
 
     def __init__(
         self, settings: SecondGrader, *, template: Template, runner: Runner, accuracy: str
@@ -33,10 +33,10 @@ class Grader:
         self._num_responses, self._accuracy = settings.responses, accuracy
 
     def figures(self, scored: Sequence[ScoredGroup]) -> dict[str, float | None]:
-        """Mean score of the grader, mean of (training score - grader's), responses behind both.
+        """Return the grader's mean score, mean (training score - grader's), number of responses.
 
-        Over responses that both could judge, spread evenly over the step's; no random draw, so that
-        grading changes nothing else. None where there is no such response.
+        The means cover responses that both could judge, spread evenly over the step; the selection
+        is not random, so that grading changes nothing else. None if there is no such response.
         """
         sample = _spread(_judged(scored, self._accuracy), self._num_responses)
         graded = self._verifiers.score([rollout for rollout, _ in sample])
@@ -52,7 +52,7 @@ class Grader:
 
 
 def _judged(scored: Sequence[ScoredGroup], accuracy: str) -> list[tuple[Rollout, float]]:
-    """Each response that the training reward judged, alone, with its score."""
+    """Return each response that the training reward judged, on its own, with its score."""
     return [
         (
             Rollout(group.rollout.problem, group.rollout.prompt_token_ids, (completion,)),
@@ -65,7 +65,7 @@ def _judged(scored: Sequence[ScoredGroup], accuracy: str) -> list[tuple[Rollout,
 
 
 def _spread(items: Sequence[tuple[Rollout, float]], count: int) -> list[tuple[Rollout, float]]:
-    """`count` of the items at even distances, all where there are fewer."""
+    """Return `count` of the items at even distances, or all if there are fewer."""
     if len(items) <= count:
         return list(items)
     return [items[index * len(items) // count] for index in range(count)]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1lab.config.reading import Override, load_recipe
+from r1lab.config.migrations import without_added_keys
+from r1lab.config.reading import Override, load_recipe, relative_places
 from r1lab.config.recipe import PretrainRecipe, TrainRecipe
 from r1lab.config.section import Section
 from r1lab.config.stages import (
@@ -95,7 +96,8 @@ class Stage:
 
     def fingerprint(self, digests: Mapping[str, str]) -> str:
         """A hash of what decides the artefact; `digests` are those of the parents' artefacts."""
-        recipe = self.recipe.model_dump(mode="json")
+        values = self.recipe.model_dump(mode="json")
+        recipe = without_added_keys(relative_places(values, Path.cwd()))
         recipe.pop("output"), recipe.pop("name")
         for key in ("tracking", "checkpoints", "checkpoint_every", "reward_workers", "resume"):
             recipe.pop(key, None)

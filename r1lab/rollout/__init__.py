@@ -1,4 +1,4 @@
-"""Rollouts: samplers behind one protocol, the stream of groups, and the proof of weight sync.
+"""Rollouts: samplers behind one protocol, the stream of groups, and the check of weight sync.
 
-vLLM is imported nowhere else, and only when a vLLM sampler is built.
+Only this package imports vLLM, and only when a vLLM sampler is built.
 """

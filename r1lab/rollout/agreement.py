@@ -1,18 +1,18 @@
-"""Proof of weight sync: do sampler and trainer compute the same probabilities?
+"""Check weight sync: do sampler and trainer compute the same probabilities?
 
-Both give a log-prob to each sampled token. With r = p_trainer / p_sampler and tokens drawn from the
-sampler, k3 = r - 1 - log r is an unbiased estimate of KL(sampler || trainer) that is never negative
-(Schulman 2020, "Approximating KL divergence"). Under equal weights what remains is rounding, the
-floor; under unequal ones it is larger by orders of magnitude.
+Both compute a log-prob for each sampled token. With r = p_trainer / p_sampler and tokens drawn from
+the sampler, k3 = r - 1 - log r is an unbiased estimate of KL(sampler || trainer) that is never
+negative (Schulman 2020, "Approximating KL divergence"). With equal weights only rounding remains,
+the floor; with different weights the estimate is larger by orders of magnitude.
 
 Deviations from the plain mean of k3:
-1. A token's share is capped at `TOKEN_CAP` nats. Rounding now and then sends a token to another
-   expert, which moves its log-prob by up to 3: k3 is 21 then, and that one token of 20,000 would
-   pass for a fault. On the shipped base the plain mean over 6,000 tokens scatters from 6e-5 to
-   3e-4 under equal weights, the capped one from 6e-5 to 9e-5. Real faults are broad: a stale head
-   after 15 updates is at 1.8e-3. Below a disagreement of about 1e-3 the two are alike; above it the
-   capped mean reads low, at most `TOKEN_CAP`. `k3_kl(..., cap=math.inf)` is the plain one.
-2. The bound allows for chance where tokens are few (`SyncGuard.bound`).
+1. A token's share is capped at `TOKEN_CAP` nats. Rounding occasionally sends a token to another
+   expert, which changes its log-prob by up to 3: k3 is then 21, and that one token of 20,000 would
+   look like a fault. On the shipped base the plain mean over 6,000 tokens varies from 6e-5 to 3e-4
+   with equal weights, the capped one from 6e-5 to 9e-5. Real faults affect many tokens: a stale
+   head after 15 updates gives 1.8e-3. Below about 1e-3 the two estimates agree; above it the capped
+   mean reads low, at most `TOKEN_CAP`. `k3_kl(..., cap=math.inf)` is the plain one.
+2. The bound allows for chance if tokens are few (`SyncGuard.bound`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from torch import Tensor
 
 from r1lab.types import Completion, Prompts, RunStopped
 
-TOKEN_CAP = 0.1  # nats; reached where the probabilities differ by a factor of 1.5
+TOKEN_CAP = 0.1  # nats; reached when the probabilities differ by a factor of 1.5
 BOUND_OVER_FLOOR = 5.0
-# Of a single check of a healthy run, that chance alone passes the bound.
+# Probability that a single check of a healthy run exceeds the bound by chance.
 CHANCE = 1e-5
 # Healthy models stay below 1e-3 in bfloat16; a wrong kernel or another base is far above 1e-2.
 HIGHEST_FLOOR = 1e-2
@@ -37,36 +37,36 @@ _HIGHEST_FLOOR_FLOAT32 = {"cpu": 1e-6, "cuda": 1e-3}
 
 
 def k3_sum(logp_sampler: Tensor, logp_trainer: Tensor, cap: float = TOKEN_CAP) -> Tensor:
-    """[sum of k3 over the tokens, each capped; number of tokens], float64, to be added up freely.
+    """Return [sum of k3 over the tokens, each capped; number of tokens], float64, additive.
 
-    Both arguments [M]: natural log-probs of the same sampled tokens, under the same temperature.
+    Both arguments [M]: natural log-probs of the same sampled tokens, at the same temperature.
     """
     gap = (logp_trainer.double() - logp_sampler.double()).detach()
     k3 = torch.expm1(gap) - gap
-    # A log-prob that is not a number is a fault as well, the broadest there is.
+    # A NaN log-prob is a fault too, and must not pass the bound.
     k3 = torch.nan_to_num(k3, nan=torch.inf, posinf=torch.inf).clamp(max=cap)
     return torch.stack([k3.sum(), k3.new_tensor(float(k3.numel()))])
 
 
 def k3_kl(logp_sampler: Tensor, logp_trainer: Tensor, cap: float = TOKEN_CAP) -> float:
-    """The mean of `k3_sum`: KL(sampler || trainer) in nats per token."""
+    """Return the mean of `k3_sum`: KL(sampler || trainer) in nats per token."""
     total, num_tokens = k3_sum(logp_sampler, logp_trainer, cap).tolist()
     return total / max(num_tokens, 1.0)
 
 
 def highest_floor(dtype: str, device: str) -> float:
-    """The largest k3 estimate that rounding explains, by precision and type of device."""
+    """Return the largest k3 estimate that rounding explains, by precision and device type."""
     return _HIGHEST_FLOOR_FLOAT32.get(device, 1e-3) if dtype == "float32" else HIGHEST_FLOOR
 
 
 def advice(engine: str, dtype: str) -> str:
-    """What a user can do if sampler and trainer disagree; nothing that is set already."""
+    """Return what a user can do if sampler and trainer disagree, except what is already set."""
     ways = []
     if engine != "transformers":
         ways += ["run scripts/measure_sync.py on this base", "try sampling.engine: transformers"]
     if dtype != "float32":
         ways.append("try model.dtype: float32")
-    return ", or ".join(ways) or "take another base in model.path"
+    return ", or ".join(ways) or "use another base in model.path"
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def both_logprobs(
     *,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The sampler's and the model's log-probs [M] of all sampled tokens of `groups`.
+    """Return the sampler's and the model's log-probs [M] of all sampled tokens of `groups`.
 
     For measurements and tests: `model` is any causal LM of transformers, and the forward passes are
     plain ones, padded on the right, independent of the trainer's.
@@ -105,13 +105,13 @@ def both_logprobs(
 
 
 class SyncGuard:
-    """Holds the floor and stops a run whose sampler has left its trainer.
+    """Tracks the floor and stops a run whose sampler no longer matches its trainer.
 
-    The first check measures the floor (weights have just been synced then), the later ones are
-    held against the bound. `max_kl`, where given, is the bound, and nothing else is.
-    `highest_floor` is the most that the first check accepts, `advice` what its message suggests.
-    `allow_chance` widens the bound where tokens are few: see `bound`. Without it, for models whose
-    rounding is far below `highest_floor` in every token, that is also the lowest bound.
+    The first check measures the floor (weights have just been synced then); later ones are compared
+    with the bound. `max_kl`, if given, is the only bound. `highest_floor` is the largest value that
+    the first check accepts, `advice` the fix in its message. `allow_chance` widens the bound if
+    tokens are few: see `bound`. Without it, for models whose rounding is far below `highest_floor`
+    in every token, `highest_floor` is also the lowest bound.
     """
 
     def __init__(
@@ -128,11 +128,11 @@ class SyncGuard:
         self.floor_tokens = 0
 
     def bound(self, num_tokens: int) -> float:
-        """What the k3 estimate over `num_tokens` may reach: five times the floor, or more if few.
+        """Return the limit of the k3 estimate over `num_tokens`: five floors, or more if few.
 
-        The mean of n independent shares in [0, TOKEN_CAP] whose expectation is the floor f passes
-        f + sqrt(2 f c l / n) + c l / (3 n), l = log(1 / CHANCE), with probability CHANCE at most
-        (Bernstein's inequality; a variance of at most f c). That is the resolution of a check: with
+        The mean of n independent shares in [0, TOKEN_CAP] whose expectation is the floor f exceeds
+        f + sqrt(2 f c l / n) + c l / (3 n), l = log(1 / CHANCE), with probability at most CHANCE
+        (Bernstein's inequality; a variance of at most f c). This is the resolution of a check: with
         20,000 tokens and a floor of 4e-5 the bound is 2e-4 (five floors), with 1,000 tokens 7e-4.
         """
         if self.max_kl is not None:
@@ -141,27 +141,27 @@ class SyncGuard:
             return max(BOUND_OVER_FLOOR * (self.floor or 0.0), self.highest_floor)
         if self.floor is None:
             return self.highest_floor + _chance(self.highest_floor, num_tokens)
-        # The floor was itself measured over no more than so many tokens.
+        # The floor is itself an estimate over a limited number of tokens.
         reliable = min(num_tokens, self.floor_tokens)
         return max(BOUND_OVER_FLOOR * self.floor, self.floor + _chance(self.floor, reliable))
 
     def holds(self, kl: float | None, num_tokens: int) -> bool:
-        """Whether an estimate is within the bound; no tokens are no evidence against it.
+        """Return whether an estimate is within the bound; True without tokens.
 
-        The first one measures the floor.
+        The first estimate measures the floor.
         """
         if kl is None or num_tokens == 0:
             return True
-        if not kl <= self.bound(num_tokens):  # so that a NaN fails too
+        if not kl <= self.bound(num_tokens):  # written so that a NaN fails too
             return False
         if self.floor is None:
             self.floor, self.floor_tokens = kl, num_tokens
         return True
 
     def check(self, kl: float | None, num_tokens: int, version: int) -> None:
-        """Hold one step's estimate against the bound; None (no tokens) is let pass.
+        """Compare one step's estimate with the bound; None (no tokens) passes.
 
-        Raises RunStopped, which names the estimate, the bound and what to look at.
+        Raises RunStopped, which names the estimate, the bound and what to check.
         """
         if not self.holds(kl, num_tokens):
             assert kl is not None
@@ -176,20 +176,20 @@ class SyncGuard:
             source = f"from a floor of {self.floor:.2g} over {self.floor_tokens} tokens"
         return (
             f"sampler and trainer disagree at weight version {version}: KL {kl:.3g} over "
-            f"{num_tokens} sampled tokens, the bound is {bound:.2g} ({source}); the sampler does "
-            f"not compute what is being trained; {self.advice}"
+            f"{num_tokens} sampled tokens, the bound is {bound:.2g} ({source}); the sampler "
+            f"computes another model than the trainer; {self.advice}"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The measured floor."""
+        """Return the measured floor."""
         return {"floor": self.floor, "floor_tokens": self.floor_tokens}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Restore a saved state."""
         self.floor, self.floor_tokens = state["floor"], state["floor_tokens"]
 
 
 def _chance(expected: float, num_tokens: int) -> float:
-    """How far chance may carry a mean of `num_tokens` capped shares above its expectation."""
+    """Return how far chance can raise a mean of `num_tokens` capped shares above its mean."""
     odds = TOKEN_CAP * math.log(1 / CHANCE) / max(num_tokens, 1)
     return math.sqrt(2 * expected * odds) + odds / 3

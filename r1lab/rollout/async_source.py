@@ -1,26 +1,26 @@
-"""Sampling that runs ahead of training: `sampling.max_lag`.
+"""Sampling ahead of training: `sampling.max_lag`.
 
-With a lag of N, the rollouts of step t are sampled under the weights that step t - N began with
-(step 0's own for the first N), while the steps before t train. What is asked of the sampler, and in
-which order, is the same whether it works beside the trainer (servers: in a thread) or in its
-process, where nothing can go on beside training:
+With a lag of N, the rollouts of step t are sampled with the weights that step t - N began with
+(those of step 0 for the first N), while the steps before t train. The requests to the sampler and
+their order are the same whether it runs concurrently (servers: in a thread) or in the trainer's
+process, where nothing can run during training:
 
-    step t   [batch t + N under w_t]   train on batch t   ->   w_t+1 is sent behind what is asked
+    step t   [batch t + N under w_t]   train on batch t   ->   w_t+1 is sent after pending requests
 
-So a batch has the time of N steps to be ready, one batch is sampled at a time, weights change
-between two of them, and versions do not depend on the clock. No sample is older than N steps:
-`next` would stop the run.
+A batch therefore has N steps to complete, one batch is sampled at a time, weights change between
+two batches, and versions do not depend on timing. No sample is older than N steps: `next` would
+stop the run.
 
-**The check of weight sync.** With a lag, sampler and trainer differ on a step's own tokens because
-the policy has moved, which is no fault; held against the bound, it would hide one. What is held
-against it is a probe: short responses to a few questions, sampled right after the weights of step t
-came to the sampler, and measured by the trainer before it changes them. It sees what the check of
-lag 0 sees (stale, half-loaded or wrongly computed weights), over fewer tokens. Waiting for it means
-waiting for all that was asked before it, so with a lag above 1 it is taken at every N-th step.
+**Check of weight sync.** With a lag, sampler and trainer differ on a step's own tokens because the
+policy has changed, which is not a fault; compared with the bound, it would hide one. A probe is
+compared instead: short responses to a few prompts, sampled right after the sampler received the
+weights of step t, and measured by the trainer before it changes them. It detects what the check
+without lag detects (stale, half-loaded or wrongly computed weights), with fewer tokens. Waiting for
+the probe means waiting for all earlier requests, so with a lag above 1 it runs at every N-th step.
 
-**Going on from a checkpoint.** Batches that are ready are saved with it, so in process a run goes
-on bit for bit. Batches that a server is still working on are asked again, under the weights of the
-checkpoint: newer ones than they would have had.
+**Resuming from a checkpoint.** Finished batches are saved in the checkpoint, so an in-process run
+resumes bit for bit. Batches that a server has not finished are requested again, with the weights of
+the checkpoint, which are newer than those of the original request.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 Produced = TypeVar("Produced")
 
 _PROBE_QUESTIONS = 4
-_PROBE_TOKENS = 64  # of a response: long ones would cost a step's time and tell no more
+_PROBE_TOKENS = 64  # per response: longer ones would take a step's time and show no more
 
 
 @runtime_checkable
 class Publishing(Protocol):
-    """A sampler that works elsewhere, beside the trainer.
+    """A sampler that runs concurrently with the trainer.
 
     `sends_beside`: whether weights can be sent while it still samples under others.
     """
@@ -62,27 +62,27 @@ class Publishing(Protocol):
     sends_beside: bool
 
     def publish(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Copy the weights to where the sampler can take them from."""
+        """Copy the weights to where the sampler can load them from."""
         ...
 
     def take_over(self, version: int) -> None:
-        """Sample under a published version from now on."""
+        """Sample with a published version from now on."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """A step's share of groups, asked for; `position` is where the stream stood before it."""
+    """A step's share of groups, requested; `position` is that of the stream before it."""
 
     position: int
     rollouts: Future[list[Rollout]]
 
 
 class AsyncRolloutSource(RolloutSource):
-    """A `RolloutSource` that asks for the batches of `settings.max_lag` steps to come."""
+    """A `RolloutSource` that requests batches `settings.max_lag` steps ahead."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """As `RolloutSource`."""
+        """See `RolloutSource`."""
         super().__init__(*arguments, **options)
         self._lag = self._settings.max_lag
         self._work: RolloutWork = (
@@ -93,11 +93,11 @@ class AsyncRolloutSource(RolloutSource):
         self._probed: Future[list[Rollout]] | None = None
 
     def next(self, version: int) -> list[Rollout]:
-        """The groups of the step that begins at `version`; asks for those of the steps to come.
+        """Return the groups of the step that begins at `version`; request those of later steps.
 
-        Raises RunStopped for a sample that is older than the lag allows.
+        Raises RunStopped for a sample older than the lag allows.
         """
-        # Asked first, as it is short, and measured while the weights are still those it is under.
+        # Request the probe first: it is short, and must be measured before the weights change.
         self._probed = self._ask_probe(version) if version % self._lag == 0 else None
         while len(self._batches) <= self._lag:
             self._batches.append(self._ask_batch(version))
@@ -105,16 +105,16 @@ class AsyncRolloutSource(RolloutSource):
         oldest = min((c.weight_version for r in rollouts for c in r.completions), default=version)
         if version - oldest > self._lag:
             raise RunStopped(
-                f"a sample of weight version {oldest} came to step {version}, and "
-                f"sampling.max_lag is {self._lag}"
+                f"sampling.max_lag: step {version} got a sample of weight version {oldest}, older "
+                f"than the {self._lag} steps allowed"
             )
         return rollouts
 
     def sync(self, policy: WeightSource) -> None:
-        """Send the policy's weights; the sampler takes them after what it was asked before."""
+        """Send the policy's weights; the sampler applies them after its pending requests."""
         version, sampler = policy.version, self.sampler
         if isinstance(sampler, Publishing) and sampler.sends_beside:
-            if version == self._published:  # others under the same number: none may be read now
+            if version == self._published:  # same version, other weights: nobody may read them now
                 self.settle()
             self._published = version
             sampler.publish(policy.checkpoint_weights(), version)
@@ -124,7 +124,7 @@ class AsyncRolloutSource(RolloutSource):
             super().sync(policy)
 
     def settle(self) -> None:
-        """Wait until all that was asked is done."""
+        """Wait until all requests are finished."""
         self._work.do(lambda: None).result()
 
     def probe(self) -> list[Rollout]:
@@ -133,16 +133,16 @@ class AsyncRolloutSource(RolloutSource):
         return super().probe()
 
     def check_agreement(self, kl: float | None, num_tokens: int, measure: Measure) -> SyncAgreement:
-        """Hold the probe of this step against the bound, where there is one; may stop the run.
+        """Compare this step's probe, if any, with the bound; may stop the run.
 
-        The estimate over the step's own tokens (`kl`, `num_tokens`) is left aside: see above.
+        The estimate over the step's own tokens (`kl`, `num_tokens`) is ignored, as explained above.
         """
         if self._probed is None:
             return SyncAgreement(None, 0)
         return super().check_agreement(*measure(self._probed.result()), measure)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `RolloutSource.state_dict`; with the batches that are ready, up to the first not."""
+        """See `RolloutSource.state_dict`; includes finished batches up to the first pending one."""
         ready = []
         for batch in self._batches:
             if not _is_ready(batch.rollouts):
@@ -161,18 +161,18 @@ class AsyncRolloutSource(RolloutSource):
             self._batches.append(_Batch(self._position, done))
 
     def close(self) -> None:
-        """See `RolloutSource.close`; what is asked and not done is dropped."""
+        """See `RolloutSource.close`; drops pending requests."""
         self._work.stop()
         super().close()
 
     def _ask_batch(self, version: int) -> _Batch:
-        """Ask for the next batch, under the weights of `version`."""
+        """Request the next batch, with the weights of `version`."""
         position = self._position
         problems, prompts = self._draw(self.share)
         self._check_fit(problems, prompts)
         seed = seed_of(self._seed, position, self._rank)
         self._position += self.share * self._world_size
-        # A second look at an agreement that does not hold is taken on these.
+        # If the agreement check fails, it is repeated on these.
         self._problems_of_step, self._prompts = problems, prompts
 
         def sample() -> list[Rollout]:
@@ -182,7 +182,7 @@ class AsyncRolloutSource(RolloutSource):
         return _Batch(position, self._work.do(sample))
 
     def _ask_probe(self, version: int) -> Future[list[Rollout]]:
-        """Ask for short responses to the first questions that come next, without moving on."""
+        """Request short responses to the next prompts without advancing the stream."""
         problems, prompts = self._draw(min(self.share, _PROBE_QUESTIONS))
         seed = seed_of(self._seed, self._position, self._rank, 3)
 
@@ -194,39 +194,39 @@ class AsyncRolloutSource(RolloutSource):
 
 
 class RolloutWork(Protocol):
-    """Does what it is given, one after the other."""
+    """Runs jobs one after the other."""
 
     def do(self, job: Callable[[], Produced]) -> Future[Produced]:
-        """What the job gives; after one that failed all fail alike."""
+        """Return a future of the job's result; after one failure all later jobs fail with it."""
         ...
 
     def stop(self) -> None:
-        """Drop what has not begun."""
+        """Drop jobs that have not started."""
         ...
 
 
 class InlineExecutor:
-    """Each job when it is given: for samplers of the trainer's own process."""
+    """Runs each job when submitted: for samplers in the trainer's own process."""
 
     def do(self, job: Callable[[], Produced]) -> Future[Produced]:
-        """See `RolloutWork.do`; raises what the job raises, a signal's interruption included."""
+        """See `RolloutWork.do`; raises the job's errors, including interruption by a signal."""
         done: Future[Produced] = Future()
         done.set_result(job())
         return done
 
     def stop(self) -> None:
-        """See `RolloutWork.stop`; nothing waits."""
+        """See `RolloutWork.stop`; nothing is ever pending."""
 
 
 class BackgroundExecutor:
-    """Jobs in a thread, while the trainer goes on."""
+    """Runs jobs in a thread, concurrently with the trainer."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = (
             queue.SimpleQueue()
         )
         self._fault: BaseException | None = None
-        # A daemon: a run that ends need not wait for a sampler that does not answer.
+        # A daemon, so that a run can end while a sampler does not answer.
         threading.Thread(target=self._run, name="sampling", daemon=True).start()
 
     def do(self, job: Callable[[], Produced]) -> Future[Produced]:
@@ -247,7 +247,7 @@ class BackgroundExecutor:
                 if self._fault is not None:
                     raise self._fault
                 done.set_result(job())
-            except BaseException as error:  # raised where the result is asked for
+            except BaseException as error:  # raised by the future's result()
                 self._fault = error
                 done.set_exception(error)
 

@@ -1,4 +1,4 @@
-"""Building the sampler that a recipe names."""
+"""Build the sampler of a recipe."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def build_sampler(
     attention: Attention = "auto",
     routed_experts: bool = False,
 ) -> Sampler:
-    """The sampler of `sampling.engine`, holding the weights in `model_folder` as version 0.
+    """Build the sampler of `sampling.engine` with the weights in `model_folder` as version 0.
 
-    Nothing is put in an engine's place when it is missing: raises RecipeError. `kv_cache_gib`,
-    `gpu_memory_utilization`, `attention` and `routed_experts` (whether experts will be asked for)
-    are vLLM's alone. Servers are named by a recipe: `build_recipe_sampler`.
+    A missing engine is not replaced by another: raises RecipeError. `kv_cache_gib`,
+    `gpu_memory_utilization`, `attention` and `routed_experts` (whether experts will be requested)
+    apply to vLLM only. `build_recipe_sampler` builds samplers over servers, which a recipe names.
     """
     check_engine(engine)
     if engine == "server":
         raise RecipeError(
-            "sampling.engine: 'server' samples for training runs alone; take vllm or transformers"
+            "sampling.engine: 'server' is for training runs only; use vllm or transformers"
         )
     if engine == "transformers":
         from r1lab.rollout.hf_sampler import TransformersSampler
@@ -83,7 +83,7 @@ def build_recipe_sampler(
     run: str = "",
     on_event: Callable[[str], None] = lambda text: None,
 ) -> Sampler:
-    """The sampler of a run: `build_sampler` with the recipe's settings, or over its servers.
+    """Build a run's sampler: `build_sampler` with the recipe's settings, or over its servers.
 
     `rank`, `run` and `on_event` are for servers: see `ServerSampler`.
     """
@@ -129,7 +129,7 @@ def _server_sampler(
 
 
 def check_engine(engine: str) -> None:
-    """Refuse an engine that is unknown or not installed, without importing it."""
+    """Reject an engine that is unknown or not installed, without importing it."""
     if engine not in ENGINES:
         close = difflib.get_close_matches(engine, ENGINES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

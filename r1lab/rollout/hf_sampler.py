@@ -1,8 +1,8 @@
 """The sampler for machines without vLLM: plain transformers with a key-value cache.
 
-Chosen by name (`sampling.engine: transformers`), never silently. It works for any causal LM that
-transformers has, if its cache is one of keys and values alone. Prompts are padded on the left,
-prefilled once a group, and finished rows leave the batch.
+Selected by name (`sampling.engine: transformers`), never silently. It supports any causal LM of
+transformers whose cache consists only of keys and values. Prompts are padded on the left and
+prefilled once per group, and finished rows leave the batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class TransformersSampler:
-    """A `Sampler` with its own copy of the model, at most `max_num_seqs` rows at a time."""
+    """A `Sampler` with its own copy of the model, and at most `max_num_seqs` rows at a time."""
 
     def __init__(
         self,
@@ -48,16 +48,16 @@ class TransformersSampler:
         self.version = 0
         kind = self._config.model_type
         if self._model._is_stateful:
-            # Their caches cannot be repeated for a group, nor give up rows that have ended.
+            # Recurrent caches can neither be repeated for a group nor drop finished rows.
             raise RecipeError(
                 f"sampling.engine: 'transformers' cannot sample a {kind}, whose layers keep a "
-                "recurrent state; take vllm"
+                "recurrent state; use vllm"
             )
         allowed = getattr(self._config, "max_position_embeddings", max_model_len)
         if allowed is None:
             raise RecipeError(
-                f"sampling.max_model_len: a {kind} has no max_position_embeddings in its "
-                "config.json to take it from; set it"
+                f"sampling.max_model_len: set it, as a {kind} has no max_position_embeddings in "
+                "its config.json"
             )
         self.max_model_len = min(max_model_len or allowed, allowed)
         self._max_num_seqs = max_num_seqs
@@ -109,7 +109,7 @@ class TransformersSampler:
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `Sampler.sync`."""
-        # Copies, because the trainer goes on changing its own tensors in place.
+        # Copy, because the trainer changes its own tensors in place.
         state = {name: tensor.detach().clone() for name, tensor in weights}
         self._model = load_model(state, self._config, self._dtype).to(self._device).eval()
         self.version = version
@@ -126,7 +126,7 @@ class TransformersSampler:
         settings: SamplingSettings,
         generator: torch.Generator,
     ) -> list[Sampled]:
-        """`repeats` responses to each prompt, in order."""
+        """Return `repeats` responses to each prompt, in order."""
         ids, mask = self._pad_left(prompts)
         recorder = RouterReplay(self._model) if settings.routed_experts else None
         with _recorded(recorder) as chosen:
@@ -148,7 +148,7 @@ class TransformersSampler:
         cache.batch_repeat_interleave(repeats)
         mask = mask.repeat_interleave(repeats, 0)
         logits = output.logits[:, -1].repeat_interleave(repeats, 0)  # [B, V]
-        rows = torch.arange(len(mask))  # those still running, as places in `results`
+        rows = torch.arange(len(mask))  # unfinished rows, as indices into `results`
         ends = torch.tensor(self._end_tokens, device=self._device)
         for step in range(settings.max_tokens):
             tokens, logprobs = _draw(logits, settings, generator)
@@ -181,7 +181,7 @@ class TransformersSampler:
         return results
 
     def _pad_left(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, [P, T] each."""
+        """Return token ids and attention mask, [P, T] each."""
         longest = max(len(prompt) for prompt in prompts)
         ids = [[self._pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -208,7 +208,7 @@ class TransformersSampler:
 
 @dataclass
 class Sampled:
-    """One response as it grows: tokens, their log-probs, experts [tokens, layers, top_k] so far."""
+    """A partial response: tokens, their log-probs, experts [tokens, layers, top_k] so far."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -222,7 +222,7 @@ def _recorded(recorder: RouterReplay | None) -> AbstractContextManager[list[Tens
 def _draw(
     logits: Tensor, settings: SamplingSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """logits [B, V] -> tokens [B] and their log-probs [B] in the distribution drawn from."""
+    """logits [B, V] -> sampled tokens [B] and their log-probs [B] in the sampled distribution."""
     logits = logits.float()
     if settings.temperature == 0:
         tokens = logits.argmax(-1)

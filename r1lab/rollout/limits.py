@@ -1,7 +1,7 @@
-"""What fits the context: prompts, responses, and the words that a tokenizer knows.
+"""Context limits: prompts, responses, and the words that a tokenizer knows.
 
-Pure functions over token ids, so that the same words are said by a dry run, which reads
-tokenizer.json alone, and by a run with its whole tokenizer. Nothing here imports torch.
+Pure functions over token ids, so that a dry run, which reads only tokenizer.json, reports the same
+as a run with its full tokenizer. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 Keep = Callable[[Problem], bool]
 
-# What config.json calls the positions of a model, by family.
+# Names of the number of positions in config.json, by family.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
-_SPECIALS = 16  # tokens that a tokenizer may put around a prompt, and more
-_NOTICED = 0.01  # of the tokens: as many unknown ones are worth a word
+_SPECIALS = 16  # upper bound of the tokens that a tokenizer adds around a prompt
+_NOTICED = 0.01  # share of unknown tokens that deserves a warning
 
 
 def context_limit(values: Mapping[str, Any], max_model_len: int | None) -> int | None:
-    """Tokens of prompt and response together: the recipe's, else what config.json allows.
+    """Return the limit of prompt and response in tokens: the recipe's, else that of config.json.
 
-    None where neither says. Raises RecipeError where the recipe asks for more than the model has.
+    None if neither sets one. Raises RecipeError if the recipe exceeds the model's positions.
     """
     allowed = positions(values)
     if allowed is None:
@@ -35,22 +35,22 @@ def context_limit(values: Mapping[str, Any], max_model_len: int | None) -> int |
     if max_model_len is not None and max_model_len > allowed:
         raise RecipeError(
             f"sampling.max_model_len: {max_model_len} is more than the {allowed} positions of the "
-            f"model (max_position_embeddings); take at most {allowed}, or null for all"
+            f"model (max_position_embeddings); set at most {allowed}, or null for all"
         )
     return max_model_len or allowed
 
 
 def positions(values: Mapping[str, Any]) -> int | None:
-    """The most tokens that a model has positions for, by its config.json; None: it names none."""
-    found = (values.get(name) for name in _POSITIONS)
-    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool)), None)
+    """Return the number of positions in a model's config.json; None if it names none."""
+    numbers = (values.get(name) for name in _POSITIONS)
+    return next((n for n in numbers if isinstance(n, int) and not isinstance(n, bool)), None)
 
 
 def fits(text: str, encode: Encode, room: int) -> bool:
-    """Whether a prompt has at most `room` tokens.
+    """Return whether a prompt has at most `room` tokens.
 
-    Plain ASCII never has more tokens than letters, so that short ones of a long table are passed
-    without being encoded.
+    ASCII text never has more tokens than characters, so short prompts of a long table pass without
+    being encoded.
     """
     return (text.isascii() and len(text) + _SPECIALS <= room) or len(encode(text)) <= room
 
@@ -58,14 +58,14 @@ def fits(text: str, encode: Encode, room: int) -> bool:
 def keeps_what_fits(
     settings: ProblemSettings, template: Template, encode: Encode, *, max_tokens: int, limit: int
 ) -> Keep | None:
-    """What `problems.leave_out_long` keeps of tables; None where it is not asked for."""
+    """Return the filter of `problems.leave_out_long` for tables; None if not set."""
     if not settings.leave_out_long:
         return None
     return lambda problem: fits(template.prompt(problem.question), encode, limit - max_tokens)
 
 
 def check_max_tokens(max_tokens: int, limit: int) -> None:
-    """Refuse responses that would fill the context alone; raises RecipeError."""
+    """Reject responses that would fill the context on their own; raises RecipeError."""
     if max_tokens >= limit:
         raise RecipeError(
             f"sampling.max_tokens: {max_tokens} leaves no room for a prompt in the model's "
@@ -81,9 +81,9 @@ def check_fit(
     limit: int,
     allowed: int | None = None,
 ) -> None:
-    """Refuse prompts that leave no room for a response; RecipeError names the longest.
+    """Reject prompts that leave no room for a response; RecipeError names the longest.
 
-    `allowed`: the positions of the model, where they are known: no more is advised.
+    `allowed` is the model's number of positions, if known: the message suggests no more.
     """
     if not prompts:
         return
@@ -102,16 +102,16 @@ def check_fit(
 
 
 def encode_all(problems: Iterable[Problem], template: Template, encode: Encode) -> list[Any]:
-    """The token ids of each problem's prompt."""
+    """Return the token ids of each problem's prompt."""
     return [encode(template.prompt(problem.question)) for problem in problems]
 
 
 def unknown_words(
     problems: Sequence[Problem], encode: Encode, unknown: int | None
 ) -> tuple[float, list[str]]:
-    """(share of unknown tokens, the words with them) in the questions and answers.
+    """Return (share of unknown tokens, words that contain them) of questions and answers.
 
-    Words are what white space parts, each once, in order.
+    Words are separated by white space, each listed once, in order.
     """
     if unknown is None:
         return 0.0, []
@@ -128,12 +128,12 @@ def unknown_words(
 
 
 def unknown_warning(path: str, share: float, words: Sequence[str]) -> str | None:
-    """What to say about unknown words; None where there are next to none."""
+    """Return a warning about unknown words; None if there are almost none."""
     if share < _NOTICED:
         return None
     shown = ", ".join(repr(word) for word in words[:4])
     return (
         f"model.path: the tokenizer of {path!r} does not know {share:.0%} of the problems' words "
         f"({shown}{', ...' if len(words) > 4 else ''}): the model sees one and the same token for "
-        "all of them; take another base, or problems in its words"
+        "all of them; use another base, or problems in its vocabulary"
     )

@@ -1,8 +1,8 @@
-"""A sampler that is built anew, once, when its engine dies under a call.
+"""A sampler that is rebuilt, once, if its engine dies during a call.
 
-What a call gives depends on (weights, prompts, settings) alone, so a run whose engine died and came
-back is the run in which it did not. A stream that was under way is gone through again up to where
-it stood: what was added in between comes at the same places.
+The result of a call depends only on (weights, prompts, settings), so a run whose engine died and
+restarted is identical to one without the failure. An open stream is replayed up to its position:
+prompts added meanwhile are added at the same points.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Returned = TypeVar("Returned")
 
 
 class RestartingSampler:
-    """A `Sampler` around one that `build` makes.
+    """A `Sampler` around one that `build` creates.
 
-    A call that fails is repeated once, on a new engine with the current `weights`; `on_restart`
-    hears of it. With `can_restart` False (several processes, whose engines start together) the
-    first failure is the last: it raises InfrastructureError. If a sync fails on the new engine
-    too, only the next call raises it, so that the update before it is not lost with the engine.
+    A call that fails is repeated once, on a new engine with the current `weights`, after calling
+    `on_restart`. With `can_restart` False (several processes, whose engines start together) the
+    first failure raises InfrastructureError. If a sync fails on the new engine too, only the next
+    call raises it, so that the update before it is not lost with the engine.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RestartingSampler:
         return _RestartingStream(self, settings, template)
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """See `Sampler.sync`; `weights` are those of the policy, as at a restart."""
+        """See `Sampler.sync`; `weights` must be the policy's, which a restart also uses."""
         try:
             self._inner.sync(weights, version)
         except Exception as error:
@@ -99,7 +99,7 @@ class RestartingSampler:
             raise _died(error, "again after a restart") from error
 
     def _restart(self, error: Exception) -> None:
-        """Build the engine anew with the current weights; raises what a restart can't mend."""
+        """Rebuild the engine with the current weights; raises what a restart cannot fix."""
         if isinstance(error, R1labError) or is_out_of_memory(error):
             raise error
         if not self._can_restart:
@@ -108,7 +108,7 @@ class RestartingSampler:
         try:
             self.close()
         except Exception as fault:
-            # Dead already: what it cannot give back, the process gives back at its end.
+            # It is dead already: what it cannot free is freed when the process ends.
             self._on_restart(f"closing it failed too: {_cause(fault)}")
             self._sampler = None
         try:
@@ -119,14 +119,14 @@ class RestartingSampler:
 
 
 class _RestartingStream:
-    """A stream of whatever engine a `RestartingSampler` has."""
+    """A stream on the current engine of a `RestartingSampler`."""
 
     def __init__(
         self, sampler: RestartingSampler, settings: SamplingSettings, template: Template
     ) -> None:
         self._sampler, self._settings, self._template = sampler, settings, template
-        self._calls: list[Callable[[GroupStream], object]] = []  # that were made, in order
-        self._engine: Sampler | None = None  # whose stream it is
+        self._calls: list[Callable[[GroupStream], object]] = []  # made so far, in order
+        self._engine: Sampler | None = None  # the one that the stream belongs to
         self._stream: GroupStream | None = None
 
     def add(self, prompts: Sequence[tuple[int, ...]]) -> None:
@@ -143,7 +143,7 @@ class _RestartingStream:
         return result
 
     def _current(self) -> GroupStream:
-        """The stream; on an engine that has come since, one that all calls so far were made on."""
+        """Return the stream; on a new engine, replay all calls so far on a new one."""
         engine = self._sampler._inner
         if self._stream is None or engine is not self._engine:
             self._stream = stream_of(engine, self._settings, template=self._template)
@@ -156,7 +156,7 @@ class _RestartingStream:
 def _died(error: Exception, when: str) -> InfrastructureError:
     return InfrastructureError(
         f"the sampler's engine died {when} ({_cause(error)}); the run is saved up to its last "
-        "step: look at the cause, or try sampling.engine: transformers"
+        "step: fix the cause, or try sampling.engine: transformers"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of a sampler, and what every sampler makes of a sampled response."""
+"""The protocol between trainer and samplers, and the record of a sampled response."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Draws completions under the weights it was last given.
+    """Samples completions with the weights of its last sync.
 
-    A call is a function of (weights, prompts, settings) where `settings.seed` is given; without a
-    seed, calls go on in the sampler's own random stream. Neither touches torch's random state as
-    the trainer sees it.
+    With `settings.seed`, a call is a function of (weights, prompts, settings); without a seed,
+    calls continue the sampler's own random stream. Neither affects torch's random state in the
+    trainer.
     """
 
     @property
     def version(self) -> int:
-        """Of the weights it samples under: of the last sync; 0: the folder it was built from."""
+        """Version of the current weights: that of the last sync, or 0 for the initial folder."""
         ...
 
     @property
     def max_model_len(self) -> int:
-        """Prompt and response together, at most, in tokens."""
+        """Limit of prompt and response together, in tokens."""
         ...
 
     def generate(
@@ -45,16 +45,16 @@ class Sampler(Protocol):
         ...
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Take over all weights, by checkpoint name; exact when it returns."""
+        """Replace all weights, by checkpoint name; complete when it returns."""
         ...
 
     def close(self) -> None:
-        """Give the memory back; the sampler is of no use afterwards."""
+        """Free the memory; the sampler cannot be used afterwards."""
         ...
 
 
 class WeightSource(Protocol):
-    """What weights are sent from: the policy."""
+    """A source of weights to send: the policy."""
 
     version: int
 
@@ -62,46 +62,45 @@ class WeightSource(Protocol):
 
 
 class GroupStream(Protocol):
-    """Groups that come back as they finish, while further prompts may be added.
+    """Groups returned as they finish, while further prompts may be added.
 
-    Prompts are numbered from 0 in the order they are added. What comes back, and in which order,
-    depends on the weights, on the settings and on what was added between which calls of `wait`,
-    never on the clock (but for unseeded calls). A stream ends with the sampler's next call: what is
-    in flight then is dropped.
+    Prompts are numbered from 0 in the order of addition. The results and their order depend on the
+    weights, the settings and the prompts added between calls of `wait`, never on timing (except for
+    unseeded calls). The sampler's next call ends a stream and drops prompts in flight.
     """
 
     def add(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Send further prompts off; returns at once."""
+        """Submit further prompts; returns at once."""
         ...
 
     def wait(self) -> list[tuple[int, tuple[Completion, ...]]]:
-        """Sample until a group is finished, or several at once: (number, group), by number.
+        """Sample until one or more groups are finished: (number, group), by number.
 
-        Empty where nothing is in flight.
+        Empty if nothing is in flight.
         """
         ...
 
 
 @runtime_checkable
 class Streaming(Protocol):
-    """A sampler that takes prompts while it samples others. None needs to: see `stream_of`."""
+    """A sampler that accepts prompts while it samples others. Optional: see `stream_of`."""
 
     def stream(self, settings: SamplingSettings, *, template: Template) -> GroupStream:
-        """`settings.num_samples` completions for each prompt of a new stream."""
+        """Open a stream with `settings.num_samples` completions for each prompt."""
         ...
 
 
 def stream_of(sampler: Sampler, settings: SamplingSettings, *, template: Template) -> GroupStream:
-    """The sampler's own stream, or its ordinary calls in the place of one."""
+    """Return the sampler's own stream, or one over its ordinary calls."""
     if isinstance(sampler, Streaming):
         return sampler.stream(settings, template=template)
     return BatchStream(sampler, settings, template)
 
 
 class BatchStream:
-    """A `GroupStream` over `Sampler.generate`: `wait` samples all that was added since, together.
+    """A `GroupStream` over `Sampler.generate`: `wait` samples all prompts added since, together.
 
-    The first batch is that of `generate` with the same settings; each further one has its own seed.
+    The first batch is that of `generate` with the same settings; each later one has its own seed.
     """
 
     def __init__(self, sampler: Sampler, settings: SamplingSettings, template: Template) -> None:
@@ -129,28 +128,28 @@ class BatchStream:
 
 
 def seed_of(*parts: int) -> int:
-    """A 63-bit seed that depends on the parts alone."""
+    """Return a 63-bit seed that depends only on the parts."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 class TokenSampler(Protocol):
-    """What a sampler in process does beside, for who wants to read along."""
+    """Token-by-token interface of in-process samplers, for callers that show a response live."""
 
     @property
     def max_model_len(self) -> int:
-        """Prompt and response together, at most, in tokens."""
+        """Limit of prompt and response together, in tokens."""
         ...
 
     def tokens(self, prompt: Sequence[int], settings: SamplingSettings) -> Generator[int]:
-        """One response to a prompt, token by token, the end token included where it comes.
+        """Yield one response to a prompt, token by token, including an end token.
 
         Closing the generator stops it. With `settings.seed` it is the same each time.
         """
         ...
 
     def close(self) -> None:
-        """Give the memory back; the sampler is of no use afterwards."""
+        """Free the memory; the sampler cannot be used afterwards."""
         ...
 
 
@@ -165,10 +164,10 @@ def as_completion(
     version: int,
     routed_experts: Any = None,
 ) -> Completion:
-    """The record of one sampled response: decoded without its end token, and taken apart."""
+    """Build the record of one sampled response: decoded without its end token, and parsed."""
     tokens = tuple(token_ids)
     body = tokens[:-1] if tokens and tokens[-1] in end_tokens else tokens
-    # Special tokens stay: the thinking tags may be such. No tidying of spaces: it rewrites text.
+    # Keep special tokens: thinking tags may be special. Do not clean up spaces: it rewrites text.
     text = tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     response = template.read(text)
     return Completion(

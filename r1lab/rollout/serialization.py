@@ -1,4 +1,4 @@
-"""ScoredGroup groups as plain containers, for checkpoints, which hold nothing else."""
+"""Convert scored groups to plain containers, the only content that checkpoints allow."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from r1lab.types import Completion, Outcome, Problem, Rollout, ScoredGroup, Scor
 
 
 def as_plain(group: ScoredGroup) -> dict[str, Any]:
-    """The group in dicts, lists, strings, numbers and tensors."""
+    """Convert a group to dicts, lists, strings, numbers and tensors."""
     outcomes = [_plain_outcome(outcome) for outcome in group.outcomes]
     return {**rollout_as_plain(group.rollout), "outcomes": outcomes}
 
 
 def rollout_as_plain(rollout: Rollout) -> dict[str, Any]:
-    """The same of a group that is not scored yet."""
+    """Convert a group that is not scored yet."""
     return {
         "problem": {**_values(rollout.problem), "metadata": dict(rollout.problem.metadata)},
         "prompt": rollout.prompt_token_ids,
@@ -24,14 +24,14 @@ def rollout_as_plain(rollout: Rollout) -> dict[str, Any]:
 
 
 def from_plain(state: dict[str, Any]) -> ScoredGroup:
-    """The group that `as_plain` took apart."""
+    """Rebuild the group from the result of `as_plain`."""
     return ScoredGroup(
         rollout_from_plain(state), tuple(_outcome(values) for values in state["outcomes"])
     )
 
 
 def rollout_from_plain(state: dict[str, Any]) -> Rollout:
-    """The group that `rollout_as_plain` took apart."""
+    """Rebuild the group from the result of `rollout_as_plain`."""
     return Rollout(
         Problem(**state["problem"]),
         tuple(state["prompt"]),
@@ -40,7 +40,7 @@ def rollout_from_plain(state: dict[str, Any]) -> Rollout:
 
 
 def _values(record: Any) -> dict[str, Any]:
-    """The fields of a flat record."""
+    """Return the fields of a flat record."""
     return {item.name: getattr(record, item.name) for item in fields(record)}
 
 

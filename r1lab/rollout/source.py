@@ -1,8 +1,8 @@
-"""The stream of rollouts: draws questions, asks the sampler for groups, carries weights to it.
+"""The stream of rollouts: draws problems, requests groups, sends weights to the sampler.
 
-What the source gives at a step depends on (seed, position, rank) and the weights alone (and on what
-its curriculum has counted, where it has one), so a run that goes on from a saved position goes on
-with the same rollouts.
+The rollouts of a step depend only on (seed, position, rank), the weights and, if there is one, the
+counts of the curriculum. A run that resumes from a saved position therefore continues with the same
+rollouts.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ Measure = Callable[[list[Rollout]], tuple[float | None, int]]
 
 @dataclass(frozen=True, slots=True)
 class SyncAgreement:
-    """A step's k3 estimate of KL(sampler, trainer), None where nothing told; the tokens behind it.
+    """A step's k3 estimate of KL(sampler, trainer), None without tokens, and its tokens.
 
-    `rechecked` is a second estimate, from fresh samples, taken where the first passed the bound.
+    `rechecked` is a second estimate, from fresh samples, made if the first exceeded the bound.
     """
 
     kl: float | None
@@ -50,19 +50,18 @@ class SyncAgreement:
 
 
 class Problems(Protocol):
-    """Endless problems by index, as `r1lab.problems.mixture` makes them."""
+    """Endless problems by index, as created by `r1lab.problems.mixture`."""
 
     def __getitem__(self, index: int) -> Problem: ...
 
 
 class RolloutSource:
-    """Groups of completions, `settings.questions_per_step` questions a step over all processes.
+    """Groups of completions, for `settings.questions_per_step` problems a step over all processes.
 
-    Of the questions of a step, the process of this `rank` draws every `world_size`-th: shares are
-    disjoint and, together, independent of how many processes there are. `guard` bounds the
-    disagreement of sampler and trainer; without one `max_sync_kl` does, or the floor if that is
-    None: see `SyncGuard`. `routed_experts`
-    asks the sampler for the experts that it chose.
+    The process of this `rank` draws every `world_size`-th problem of a step: shares are disjoint
+    and, together, independent of the number of processes. `guard` bounds the mismatch of sampler
+    and trainer; without one `max_sync_kl` does, or the measured floor if that is None: see
+    `SyncGuard`. `routed_experts` requests from the sampler the experts that it selected.
     """
 
     def __init__(
@@ -91,29 +90,29 @@ class RolloutSource:
         self._settings = settings
         self._routed_experts = routed_experts
         self._rank, self._world_size, self._seed = rank, world_size, seed
-        # Questions drawn so far, by all processes together where each drew as many.
+        # Problems drawn so far by all processes together, if each drew the same number.
         self._position = 0
-        self.waiting: tuple[ScoredGroup, ...] = ()  # groups left over from the step before
-        # What a step begins with: an agreement that does not hold is measured on it again.
+        self.waiting: tuple[ScoredGroup, ...] = ()  # groups carried over from the last step
+        # The first prompts of a step: a failed agreement check is repeated on them.
         self._problems_of_step: list[Problem] = []
         self._prompts: list[tuple[int, ...]] = []
 
     def start(self, policy: WeightSource) -> None:
-        """Give the sampler the policy's weights, whatever it was built with."""
+        """Send the policy's weights to the sampler, whatever it was built with."""
         self.sync(policy)
 
     @property
     def curriculum(self) -> Curriculum | None:
-        """The problems, where their levels' shares move with what became of them."""
+        """The problems, if the shares of their levels depend on results; otherwise None."""
         return self.problems if isinstance(self.problems, Curriculum) else None
 
     @property
     def share(self) -> int:
-        """Groups that this process brings to a step."""
+        """Number of groups that this process contributes to a step."""
         return self._settings.questions_per_step // self._world_size
 
     def next(self, version: int) -> list[Rollout]:
-        """Groups of this process's share of the next questions, under the weights of `version`."""
+        """Return the groups of this process's share of the next problems, sampled at `version`."""
         self._check_version(version)
         self._problems_of_step, self._prompts = problems, prompts = self._draw(self.share)
         self._check_fit(problems, prompts)
@@ -122,7 +121,7 @@ class RolloutSource:
         return as_rollouts(problems, prompts, groups)
 
     def stream(self, version: int) -> RolloutStream:
-        """Groups of as many of the next questions as are asked for, one by one as they finish.
+        """Open a stream of the next problems' groups, returned one by one as they finish.
 
         Its seed is that of this position. `next`, and any other call that samples, ends it.
         """
@@ -133,11 +132,11 @@ class RolloutSource:
         return RolloutStream(self._ask, groups)
 
     def _ask(self, count: int) -> Drawn:
-        """The next `count` questions, checked; the stream of questions moves on."""
+        """Draw and check the next `count` problems, advancing the stream."""
         problems, prompts = self._draw(count)
         self._check_fit(problems, prompts)
         self._position += count * self._world_size
-        if not self._prompts:  # those that a step begins with
+        if not self._prompts:  # keep the first prompts of a step
             self._problems_of_step, self._prompts = problems, prompts
         return problems, prompts
 
@@ -149,31 +148,31 @@ class RolloutSource:
             )
 
     def probe(self) -> list[Rollout]:
-        """Groups of the questions that come next, without moving on: for measurements."""
+        """Return groups of the next problems without advancing the stream, for measurements."""
         problems, prompts = self._draw(self.share)
         groups = self._sample(prompts, seed_of(self._seed, self._position, self._rank, 2))
         return as_rollouts(problems, prompts, groups)
 
     def check_fit(self, problems: Sequence[Problem]) -> None:
-        """Refuse prompts that leave no room for a response; raises RecipeError."""
+        """Reject prompts that leave no room for a response; raises RecipeError."""
         prompts = [self.encode(self._template.prompt(problem.question)) for problem in problems]
         self._check_fit(problems, prompts)
 
     def sync(self, policy: WeightSource) -> None:
-        """Carry the policy's weights to the sampler; exact when it returns."""
+        """Send the policy's weights to the sampler; complete when it returns."""
         self.sampler.sync(policy.checkpoint_weights(), policy.version)
 
     def settle(self) -> None:
-        """Wait until the sampler holds the weights of the last sync, and rests."""
+        """Wait until the sampler holds the weights of the last sync and is idle."""
 
     def check_agreement(self, kl: float | None, num_tokens: int, measure: Measure) -> SyncAgreement:
-        """Hold the k3 estimate over this step's own tokens against the bound; may stop the run.
+        """Compare the k3 estimate over this step's own tokens with the bound; may stop the run.
 
-        Rounding that moves a token to another expert moves the rest of its response too, and late
-        in a run the step's own tokens are those of its hardest questions: chance is broader than
-        `SyncGuard.bound` can know. An estimate past the bound is therefore taken once more, from
-        fresh samples of all the step's questions: `measure` gives (KL, tokens) of rollouts over
-        all processes. Stale weights pass the bound again; a run of bad luck does not.
+        Rounding that sends a token to another expert changes the rest of its response too, and late
+        in a run the step's own tokens are those of its hardest problems, so chance is larger than
+        `SyncGuard.bound` assumes. An estimate above the bound is therefore measured again, on fresh
+        samples of all the step's problems: `measure` returns (KL, tokens) of rollouts over all
+        processes. Stale weights exceed the bound again; a chance excess does not.
         """
         if self.guard.holds(kl, num_tokens):
             return SyncAgreement(kl, num_tokens)
@@ -184,12 +183,11 @@ class RolloutSource:
         return SyncAgreement(kl, num_tokens, again)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The token ids of a prompt, here and in evaluation."""
+        """Return the token ids of a prompt, in training and evaluation."""
         return encode_prompt(self._tokenizer, text)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, the groups that wait, the floor that was measured, and what the
-        curriculum has counted."""
+        """Return the position, groups carried over, the measured floor and curriculum counts."""
         return {
             "position": self._position,
             "waiting": [as_plain(group) for group in self.waiting],
@@ -198,7 +196,7 @@ class RolloutSource:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a saved stream stood."""
+        """Continue at the position of a saved stream."""
         self._position = state["position"]
         self.waiting = tuple(from_plain(group) for group in state["waiting"])
         self.guard.load_state_dict(state["guard"])
@@ -210,7 +208,7 @@ class RolloutSource:
         self.sampler.close()
 
     def _draw(self, count: int) -> Drawn:
-        """The next `count` problems of this process, and their prompts."""
+        """Return the next `count` problems of this process, and their prompts."""
         drawn = range(self._position, self._position + count * self._world_size)
         problems = [self.problems[index] for index in drawn[self._rank :: self._world_size]]
         return problems, [self.encode(self._template.prompt(p.question)) for p in problems]
@@ -239,23 +237,23 @@ class RolloutSource:
 
 
 class RolloutStream:
-    """Groups of a stream's next questions, which come back as they finish."""
+    """Groups of a stream's next problems, returned as they finish."""
 
     def __init__(self, draw: Callable[[int], Drawn], groups: GroupStream) -> None:
-        """`draw(n)` gives the next n questions and their prompts; `groups` samples them."""
+        """`draw(n)` returns the next n problems and their prompts; `groups` samples them."""
         self._draw, self._groups = draw, groups
         self._asked: list[tuple[Problem, tuple[int, ...]]] = []
 
     def ask(self, count: int) -> None:
-        """Send the next `count` questions off; they are numbered from 0 as they are asked."""
+        """Request the next `count` problems; they are numbered from 0 in that order."""
         problems, prompts = self._draw(count)
         self._asked += zip(problems, prompts, strict=True)
         self._groups.add(prompts)
 
     def finished(self) -> dict[int, Rollout]:
-        """Wait for a group; it, and those that finished with it, by number.
+        """Wait for at least one group; return the finished ones by number.
 
-        Empty where nothing is in flight.
+        Empty if nothing is in flight.
         """
         return {
             number: Rollout(*self._asked[number], group) for number, group in self._groups.wait()
@@ -265,11 +263,11 @@ class RolloutStream:
 def redistribute_state(
     states: Sequence[dict[str, Any]], rank: int, world_size: int
 ) -> dict[str, Any]:
-    """The stream's state for one of `world_size` processes, from those that `states` saved.
+    """Return the stream's state for one of `world_size` processes, from the saved `states`.
 
-    As many as saved: each its own. Another number: the stream goes on after the furthest of them
-    (after dynamic sampling they have not all drawn as many), so that no question comes again, and
-    the groups that wait are dealt round.
+    With the same number of processes each gets its own state. With another, the stream continues
+    after the furthest of them (after dynamic sampling their positions differ), so that no problem
+    repeats, and the groups carried over are distributed in turn.
     """
     if len(states) == world_size:
         return states[rank]
@@ -277,8 +275,8 @@ def redistribute_state(
     waiting = [group for state in states for group in state["waiting"]]
     return {
         **states[0],
-        "position": -(-furthest // world_size) * world_size,  # a multiple of it, rounded up
-        "ahead": [],  # of batches that were shared otherwise
+        "position": -(-furthest // world_size) * world_size,  # rounded up to a multiple
+        "ahead": [],  # those batches were divided among another number of processes
         "waiting": waiting[rank::world_size],
     }
 
@@ -286,7 +284,7 @@ def redistribute_state(
 def as_rollouts(
     problems: Sequence[Problem], prompts: Prompts, groups: Sequence[tuple[Completion, ...]]
 ) -> list[Rollout]:
-    """The problems with the prompts they were asked with and their groups."""
+    """Combine the problems with their prompts and their groups."""
     return [
         Rollout(problem, prompt, group)
         for problem, prompt, group in zip(problems, prompts, groups, strict=True)
@@ -294,7 +292,7 @@ def as_rollouts(
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """A prompt as token ids, with the special tokens its tokenizer puts before it, none behind."""
+    """Return a prompt's token ids, with leading special tokens but no trailing ones."""
     ids = tokenizer(text)["input_ids"]
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]

@@ -83,7 +83,7 @@ def load_reward_model(folder: str) -> tuple[Any, Any]:
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not any("SequenceClassification" in name for name in config.get("architectures", ())):
         raise RecipeError(f"{folder!r} is no reward model but {config.get('architectures')}")
-    loaded = load_config(path, folder)
+    loaded = load_config(path, folder, causal=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         path, config=loaded, dtype=torch.float32, local_files_only=True, **experts_of(loaded)
     )

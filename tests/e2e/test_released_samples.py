@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import zlib
@@ -25,6 +26,11 @@ STAGES = ("samples", "sft", "rl")
 def samples(tmp_path: Path) -> Path:
     """A copy of the samples as the current folder of the `r1lab` fixture."""
     shutil.copytree(SAMPLES, tmp_path, dirs_exist_ok=True)
+    # Weights are recognised by size and time, and a checkout does not keep the time.
+    (evaluation,) = (tmp_path / "evaluation").glob("*.json")
+    for name, _, changed in json.loads(evaluation.read_text())["plan"]["weights"]:
+        model = tmp_path / "run/checkpoints/step-2/model" / name
+        os.utime(model, ns=(changed, changed))
     return tmp_path
 
 
@@ -49,12 +55,17 @@ def is_close(one: object, other: object) -> bool:
 
 
 def missing_figures(released: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Metrics of a released line whose values the line of now does not have."""
+    """Metrics of a released line whose values the line of now does not have.
+
+    But for those of the optimiser: release 0.1.0 recorded the last update of a step, and means over
+    its updates are recorded since.
+    """
     renamed = [value for name, value in now.items() if name not in released]
     return [
         f"{name}: {value}, now {now.get(name, 'under no other name')}"
         for name, value in released.items()
-        if not any(is_close(value, other) for other in ([now[name]] if name in now else renamed))
+        if name not in ("grad_norm", "learning_rate")
+        and not any(is_close(value, other) for other in ([now[name]] if name in now else renamed))
     ]
 
 

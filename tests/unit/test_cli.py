@@ -95,7 +95,7 @@ SIGNATURES = {
     "r1lab/config/reading.py:load_recipe": (
         "path: str | Path, overrides: Sequence[Override]=(), *, schema: type[Recipe]=TrainRecipe"
     ),
-    "r1lab/problems/registry.py:find": "text: str, kind: Kind, *, key: str=''",
+    "r1lab/problems/registry.py:find": "text: str, kind: ExtensionKind, *, key: str=''",
     "r1lab/problems/registry.py:load_mixture": (
         "settings: ProblemSettings, split: Split, seed: int | None=None, *, "
         "keep: Callable[[Problem], bool] | None=None"
@@ -103,7 +103,7 @@ SIGNATURES = {
     "r1lab/problems/registry.py:load_problems": (
         "settings: SourceSettings, split: Split, seed: int=0, *, key: str='problems.sources'"
     ),
-    "r1lab/problems/registry.py:resolve": "text: str, kind: Kind, *, key: str=''",
+    "r1lab/problems/registry.py:resolve": "text: str, kind: ExtensionKind, *, key: str=''",
     "r1lab/stages/pretrain.py:pretrain": "recipe: PretrainRecipe",
 }
 
@@ -123,7 +123,7 @@ def trained(monkeypatch, tmp_path) -> list[tuple[TrainRecipe, bool]]:
 
     def train(recipe: TrainRecipe, *, resume: bool, force: bool) -> object:
         calls.append((recipe, resume))
-        return trainer.Ended(Path(recipe.run_folder), recipe.steps, None)
+        return trainer.RunEnd(Path(recipe.run_folder), recipe.steps, None)
 
     monkeypatch.setattr(trainer, "train", train)
     monkeypatch.chdir(tmp_path)

@@ -103,7 +103,7 @@ def test_the_decoder_is_its_own_again_after_an_error() -> None:
     assert "forward" not in vars(model.get_decoder())
 
 
-@pytest.mark.parametrize("kind", ["bert", "doge"])
+@pytest.mark.parametrize("kind", ["bert"])
 def test_an_architecture_that_training_would_compute_otherwise_is_refused(kind: str) -> None:
     """BERT's attention sees what comes after, so a row's padding changes its log-probs."""
     policy = policy_of(peaked_model(kind))
@@ -113,7 +113,7 @@ def test_an_architecture_that_training_would_compute_otherwise_is_refused(kind: 
 
 def test_a_base_is_refused_as_it_is_loaded(tmp_path: Path) -> None:
     folder = tiny.save(peaked_model("bert", vocab_size=tiny.VOCAB), tmp_path / "model")
-    with pytest.raises(RecipeError, match=r"is a bert"):
+    with pytest.raises(RecipeError, match=r"model\.path: .*\(bert\)"):
         load_policy(recipe_of(folder.parent), Accelerator(cpu=True))
 
 
@@ -193,7 +193,7 @@ def test_a_recurrent_state_is_refused_by_the_sampler_that_cannot_keep_it(
     kind: str, tmp_path: Path
 ) -> None:
     folder = tiny.save(peaked_model(kind, vocab_size=tiny.VOCAB), tmp_path / "model")
-    with pytest.raises(RecipeError, match=r"sampling\.engine: 'transformers'.*take vllm"):
+    with pytest.raises(RecipeError, match=r"sampling\.engine: 'transformers'.*vllm"):
         build_sampler("transformers", folder, tiny.tokenizer(), dtype="float32")
 
 

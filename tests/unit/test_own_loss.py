@@ -58,11 +58,11 @@ def test_without_a_clip_it_is_the_clipped_one_within_the_clip(file):
 def test_what_it_must_return_is_told(file):
     with pytest.raises(RecipeError, match=r"algorithm.loss: .* returned int, not an .*Loss"):
         find_loss(f"{file}:other")
-    with pytest.raises(RecipeError, match="name a function that returns a Loss"):
+    with pytest.raises(RecipeError, match="returns a Loss"):
         find_loss(f"{file}:term")
     with pytest.raises(RecipeError, match="did you mean 'term'"):
         find_loss(f"{file}:tem")
-    with pytest.raises(R1labError, match="one term a token"):
+    with pytest.raises(R1labError, match="one term per token"):
         loss_of(f"{file}:total", torch.zeros(3))
 
 

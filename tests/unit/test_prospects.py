@@ -81,7 +81,7 @@ def test_figures_by_hand():
         ([group(RIGHT, RIGHT)], {"variance", "accuracy"}, "harder problems"),
         ([group((OPEN, "stop", 0.0), (OPEN, "stop", 1.0))], {"answers"}, "template"),
         ([group(BROKEN, BROKEN, BROKEN, RIGHT, WRONG)], {"rewards"}, "r1lab verify"),
-        ([group(RIGHT, WRONG, prompt=6)], {"prompts"}, "max_model_len to 9"),
+        ([group(RIGHT, WRONG, prompt=6)], {"prompts"}, "max_model_len to at least 9"),
     ],
 )
 def test_what_cannot_learn(groups, expected, change):

@@ -1,18 +1,18 @@
 """A vLLM server's endpoints for training: `--middleware` names the class here.
 
-    GET  /r1lab/about      what is served (`server_facts.Facts`), and under which weights
+    GET  /r1lab/about      the server (`info.ServerInfo`) and its current weights
     POST /r1lab/generate   token ids in; token ids, log-probs and the weights' version out
-    POST /r1lab/load       take over a version from the shared folder
-    POST /r1lab/note       the word that a trainer left in the shared folder
-    POST /r1lab/transfer   the steps of a transfer of weights by NCCL
+    POST /r1lab/load       load a version from the shared folder
+    POST /r1lab/note       the note that a trainer left in the shared folder
+    POST /r1lab/transfer   the steps of a weight transfer by NCCL
 
-Answers that may take long are lines of JSON, an empty line every few seconds while there is nothing
-to say: who asks can tell a busy server from a dead one. No weights change under a call of
-`generate`, and none is taken while weights change, so that a completion has one version. vLLM's own
-endpoints stay what they are, and wait likewise.
+Long responses are lines of JSON, with an empty line every few seconds while there is no result, so
+that a client can tell a busy server from a dead one. Weights do not change during a call of
+`generate`, and no call starts while they change, so that a completion has one version. vLLM's own
+endpoints are unchanged, and wait in the same way.
 
-Without a key (R1LAB_SERVER_KEY) only clients on the same machine are answered, with one everybody
-who sends it, whatever the endpoint; /health alone is open.
+Without a key (R1LAB_SERVER_KEY) only clients on the same machine are served. With a key, every
+client that sends it is served, on all endpoints. /health is always open.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from r1lab.types import R1labError
 EventLine = dict[str, Any]
 
 _SECONDS_OF_SILENCE = 10.0
-_TORN = "torn"  # in place of a run's token: loading failed half way
+_TORN = "torn"  # replaces a run's token after loading failed halfway
 _under_way: set[asyncio.Future[EventLine]] = set()
 
 
 class Control:
-    """ASGI middleware: the key before everything, and the endpoints of training."""
+    """ASGI middleware: checks the key of every request, and serves the training endpoints."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -72,7 +72,7 @@ class Control:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer what is ours; hand on the rest."""
+        """Serve r1lab's own endpoints; pass other requests on."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -93,14 +93,14 @@ class Control:
             if not hmac.compare_digest(given.encode(), self._key.encode()):
                 return _refused(401, f"the key is wrong or missing ({KEY_VARIABLE})")
         elif not is_loopback((scope.get("client") or (None,))[0]):
-            return _refused(403, f"without {KEY_VARIABLE} only its own machine is answered")
+            return _refused(403, f"without {KEY_VARIABLE} only clients on this machine are served")
         if "origin" in headers and scope["path"].startswith("/r1lab/"):
-            return _refused(403, "a page in a browser has no business here")
+            return _refused(403, "requests from browser pages are not allowed")
         return None
 
 
 class Endpoints:
-    """The endpoints, and what they share: the version of the weights and who may use them now."""
+    """The endpoints and their shared state: the weights' version and the lock on the weights."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -108,15 +108,15 @@ class Endpoints:
         self._gate = ReadWriteLock()
         self._facts: ServerInfo | None = None
         self._facts_lock = asyncio.Lock()
-        self._transfer: Any = None  # the gate, held between the steps of a transfer
+        self._transfer: Any = None  # the lock, held between the steps of a transfer
 
     @property
     def weights(self) -> EventLine:
-        """The run and version of the weights."""
+        """Return the run and version of the weights."""
         return {"run": self._run, "version": self._version}
 
     async def about(self, request: Request) -> Response:
-        """What is served, under which weights."""
+        """Return the server's info and its current weights."""
         async with self._facts_lock:
             if self._facts is None:
                 self._facts = await asyncio.to_thread(
@@ -125,7 +125,7 @@ class Endpoints:
         return JSONResponse({**self._facts.as_dict(), "weights": self.weights})
 
     async def note(self, request: Request) -> Response:
-        """The word that a run's trainer left in the folder; null where it is not seen."""
+        """Return the note that a run's trainer left in the folder; null if it is not visible."""
         try:
             asked = await request.json()
             folder = self._shared_folder()
@@ -135,23 +135,23 @@ class Endpoints:
         return JSONResponse({"note": word, "folder": str(folder)})
 
     async def generate(self, request: Request) -> Response:
-        """`prompts` under `settings`: a line {index, completions} each, as they are done.
+        """Sample `prompts` under `settings`: one line {index, completions} each, as they finish.
 
-        The first line holds the weights. Where they are not `run`'s, of version `at_least` or
-        later, nothing is sampled and no other line follows. The last one holds the weights again.
+        The first line holds the weights. If they are not `run`'s at version `at_least` or later,
+        nothing is sampled and no other line follows. The last line holds the weights again.
         """
         asked = await request.json()
         return _lines(self._generate(request.app.state.engine_client, asked))
 
     async def load(self, request: Request) -> Response:
-        """Take over version `version` of `run`; one line, the weights or an error."""
+        """Load version `version` of `run`; responds with one line, the weights or an error."""
         asked = await request.json()
         return _lines(_patient(self._load(request.app.state.engine_client, asked)))
 
     async def transfer(self, request: Request) -> Response:
-        """One `step` of vLLM's weight transfer: init, start, update, finish, each with its `info`.
+        """Run one `step` of vLLM's weight transfer: init, start, update or finish, with its `info`.
 
-        Between start and finish nothing is sampled.
+        Nothing is sampled between start and finish.
         """
         asked = await request.json()
         return _lines(_patient(self._transfer_step(request.app.state.engine_client, asked)))
@@ -173,7 +173,7 @@ class Endpoints:
                     line = await _within(done.get())
                     missing -= line is not None
                     yield line
-            finally:  # whoever asked may have left
+            finally:  # the client may have disconnected
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -190,9 +190,9 @@ class Endpoints:
             return {"error": str(error)}
         async with self._changing(engine):
             faults = await engine.collective_rpc("r1lab_load", args=(str(path), version))
-            told = [fault for fault in faults if fault]
-            if told:
-                return {"error": told[0]}
+            errors = [fault for fault in faults if fault]
+            if errors:
+                return {"error": errors[0]}
             await self._taken(engine, run, version)
         return {"weights": self.weights}
 
@@ -206,7 +206,7 @@ class Endpoints:
         if step == "init":
             await engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
         elif step == "start":
-            if self._transfer is None:  # else one that its trainer never finished
+            if self._transfer is None:  # otherwise resume one that its trainer never finished
                 self._transfer = self._changing(engine)
                 await self._transfer.__aenter__()
             await engine.start_weight_update()
@@ -224,7 +224,7 @@ class Endpoints:
 
     @asynccontextmanager
     async def _changing(self, engine: Any) -> AsyncIterator[None]:
-        """Nothing is sampled inside; what is under way ends first."""
+        """Block sampling in this context, after the current requests finish."""
         async with self._gate.alone():
             await engine.pause_generation(mode="wait", clear_cache=True)
             self._run, self._version = _TORN, -1
@@ -246,14 +246,14 @@ class Endpoints:
 
 
 class ReadWriteLock:
-    """Many may sample at a time; who changes the weights is alone, and need not wait for ever."""
+    """Many samplers at a time; a weight change is exclusive and cannot be starved."""
 
     def __init__(self) -> None:
         self._sampling, self._held, self._moved = 0, False, asyncio.Event()
 
     @asynccontextmanager
     async def sampling(self) -> AsyncIterator[None]:
-        """Inside, nobody is `alone`."""
+        """Shared access: no weight change runs inside."""
         await self._until(lambda: not self._held)
         self._sampling += 1
         try:
@@ -264,7 +264,7 @@ class ReadWriteLock:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Inside, nobody else is in either; who comes later waits from the call on."""
+        """Exclusive access: later `sampling` calls wait from the moment of the call."""
         await self._until(lambda: not self._held)
         self._held = True
         try:
@@ -283,7 +283,7 @@ class ReadWriteLock:
 async def _sample(
     engine: Any, asked: EventLine, index: int, done: asyncio.Queue[EventLine]
 ) -> None:
-    """Sample one prompt's completions, and put their line, or what was wrong, into `done`."""
+    """Sample one prompt's completions; put their line, or the error, into `done`."""
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind
 
@@ -300,7 +300,7 @@ async def _sample(
             raise RuntimeError("vLLM gave no answer")
         completions = [_plain(member) for member in sorted(answer.outputs, key=lambda m: m.index)]
         await done.put({"index": index, "completions": completions})
-    except Exception as error:  # of this prompt: the others go on
+    except Exception as error:  # fails only this prompt; the others continue
         await done.put({"index": index, "error": f"{type(error).__name__}: {error}"})
 
 
@@ -336,9 +336,9 @@ def _facts_of(args: Any, vllm_config: Any, folder: Path | None) -> ServerInfo:
 
 
 async def _patient(work: Awaitable[EventLine]) -> AsyncIterator[EventLine | None]:
-    """The one line that `work` gives, None while it takes its time."""
+    """Yield the line that `work` returns, and None at intervals until then."""
     task = asyncio.ensure_future(work)
-    _under_way.add(task)  # it ends also where who asked does not wait for it
+    _under_way.add(task)  # finishes even if the client disconnects
     task.add_done_callback(_under_way.discard)
     while True:
         done, _ = await asyncio.wait([task], timeout=_SECONDS_OF_SILENCE)
@@ -347,7 +347,7 @@ async def _patient(work: Awaitable[EventLine]) -> AsyncIterator[EventLine | None
         yield None
     try:
         yield task.result()
-    except Exception as error:  # told to who asked; vLLM's log has the rest
+    except Exception as error:  # sent to the client; vLLM's log has the details
         yield {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -362,7 +362,7 @@ def _lines(lines: AsyncIterator[EventLine | None]) -> Response:
 
 
 class _Lines(StreamingResponse):
-    """Lines of JSON, an empty one for None; whoever leaves in the middle stops their source."""
+    """Lines of JSON, an empty one for None; a disconnecting client stops their source."""
 
     def __init__(self, lines: AsyncIterator[EventLine | None]) -> None:
         self._source = lines

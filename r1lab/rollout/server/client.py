@@ -1,4 +1,4 @@
-"""One sampler server as a trainer sees it: questions over HTTP, and what may go wrong in words."""
+"""The trainer's client of one sampler server: HTTP requests, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECONDS_TO_CONNECT = 5.0
 
 
 class ServerLost(Exception):
-    """The server does not answer, or stopped in the middle: it may come back."""
+    """The server does not answer, or stopped halfway; it may come back."""
 
 
 class SamplerServer:
@@ -34,11 +34,11 @@ class SamplerServer:
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(_SECONDS_OF_SILENCE, connect=_SECONDS_TO_CONNECT),
-            trust_env=False,  # servers of one's own are not reached through a proxy
+            trust_env=False,  # do not use a proxy for the user's own servers
         )
 
     def about(self) -> tuple[ServerInfo, Line]:
-        """(what it is, the run and version of its weights). Raises ServerLost, R1labError."""
+        """Return (info, run and version of its weights). Raises ServerLost, R1labError."""
         values = self._json("GET", "/r1lab/about")
         weights = values.pop("weights", {})
         try:
@@ -47,13 +47,13 @@ class SamplerServer:
             raise self.fault(str(error)) from None
 
     def note(self, run: str) -> Line:
-        """{note, folder}: the word it finds in the shared folder, and where it looked."""
+        """Return {note, folder}: the note in the shared folder, and where the server looked."""
         return self._json("POST", "/r1lab/note", {"run": run})
 
     def lines(self, path: str, body: Mapping[str, Any]) -> Iterator[Line]:
-        """The lines of a long answer as they come. Raises ServerLost, R1labError.
+        """Yield the lines of a long response as they arrive. Raises ServerLost, R1labError.
 
-        An answer that ends without a word of the weights it was made under was cut off.
+        A response that ends without a line about its weights was cut off.
         """
         import httpx
 
@@ -71,19 +71,19 @@ class SamplerServer:
         except (httpx.TransportError, ValueError) as error:
             raise self._lost(error) from error
         if "weights" not in line:
-            raise ServerLost(f"{self.url} stopped in the middle of an answer")
+            raise ServerLost(f"{self.url} stopped halfway through a response")
 
     def last_line(self, path: str, body: Mapping[str, Any]) -> Line:
-        """The last line of an answer."""
+        """Return the last line of a response."""
         *_, line = self.lines(path, body)
         return line
 
-    def fault(self, said: str) -> R1labError:
-        """An error of this server, in a line that names it."""
-        return R1labError(f"sampling.servers: {self.url}: {said}")
+    def fault(self, message: str) -> R1labError:
+        """Return an error of this server, in one line that names it."""
+        return R1labError(f"sampling.servers: {self.url}: {message}")
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._http.close()
 
     def _json(self, method: str, path: str, body: Line | None = None) -> Line:
@@ -100,19 +100,19 @@ class SamplerServer:
 
     def _refused(self, response: httpx.Response) -> Exception:
         try:
-            said = str(response.json()["error"])
+            message = str(response.json()["error"])
         except (ValueError, KeyError, TypeError):
-            said = f"status {response.status_code}"
+            message = f"status {response.status_code}"
         if response.status_code in (401, 403):
-            return self.fault(f"{said}; set {KEY_VARIABLE} to the server's own here")
+            return self.fault(f"{message}; set {KEY_VARIABLE} to the server's key")
         if response.status_code == 404:
             return self.fault(
-                "a server without r1lab's endpoints (plain vLLM, or an old r1lab); start it with "
+                "a server without r1lab's endpoints (plain vLLM or an old r1lab); start it with "
                 "`r1lab serve-sampler`"
             )
         if response.status_code < 500:
-            return self.fault(said)
-        return ServerLost(f"{self.url} failed ({said})")
+            return self.fault(message)
+        return ServerLost(f"{self.url} failed ({message})")
 
     def _lost(self, error: Exception) -> ServerLost:
         text = " ".join(str(error).split()) or type(error).__name__

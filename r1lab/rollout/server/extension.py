@@ -1,7 +1,7 @@
-"""What a vLLM server's workers must have: `--worker-extension-cls` names the class here.
+"""Worker extension of r1lab's vLLM server: `--worker-extension-cls` names the class here.
 
-vLLM imports this module in each worker process before the worker builds its model, and nothing
-else does: what must be in place by then is done on import.
+vLLM imports this module in each worker process before the worker builds its model, and calls
+nothing else by then: patches that must precede the model are applied on import.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WorkerExtension(PatchedWorker):
     model_runner: Any  # the worker's
 
     def r1lab_load(self, folder: str, version: int) -> str | None:
-        """Take over the weights of a version's folder; what is wrong with them, or None."""
+        """Load the weights of a version's folder; return an error message, or None."""
         try:
             load_weights(self.model_runner, read_weights(Path(folder)), version)
         except R1labError as error:
@@ -35,12 +35,12 @@ class WorkerExtension(PatchedWorker):
         return None
 
     def r1lab_mend(self) -> None:
-        """What must follow weights that came another way (NCCL)."""
+        """Apply the patches that must follow weights received by NCCL."""
         mends.patch_after_reload(self.model_runner.get_model())
 
 
 def _die_with_the_server() -> None:
-    """An engine whose server was killed would hold its memory, and nobody could reach it."""
+    """End with the server: an orphaned engine would hold its memory, and nobody could reach it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

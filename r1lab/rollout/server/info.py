@@ -1,7 +1,7 @@
-"""What trainer and server must agree on before the one asks the other. Nothing here imports torch.
+"""Compatibility of trainer and server, checked before any request. Does not import torch.
 
-A server answers `GET /r1lab/about` with `ServerInfo`; `difference` says what keeps a trainer from
-using it.
+A server answers `GET /r1lab/about` with `ServerInfo`; `difference` returns what prevents a trainer
+from using it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from r1lab.types import R1labError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-# What the two say to each other; raised with every change of it.
+# Version of the protocol between the two; increment it with every change.
 PROTOCOL = 1
 LEAST_VLLM = (0, 32)
 KEY_VARIABLE = "R1LAB_SERVER_KEY"
 FOLDER_VARIABLE = "R1LAB_WEIGHTS_FOLDER"
-BASE = ""  # in place of a run's token: the weights that the server was started with
+BASE = ""  # replaces a run's token: the weights that the server was started with
 
-# Keys of config.json that say nothing about what is computed.
+# Keys of config.json that do not affect the computation.
 _INCIDENTAL = re.compile(
     r"_.*|transformers_version|architectures|dtype|torch_dtype|use_cache|experts_implementation"
     r"|.*_token_id|id2label|label2id|auto_map|output_.*|return_dict|chunk_size_feed_forward"
@@ -39,11 +39,11 @@ _INCIDENTAL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """A server: what it is, which model it serves, and the limits it was started with.
+    """A server: its versions, the model it serves, and the limits it was started with.
 
-    `shape` holds the configuration's values that decide what is computed, `vocabulary` a hash of
-    (token, id); `workers` counts the processes that hold weights, `transfers` the ways by which
-    they take new ones.
+    `shape` holds the configuration's values that determine the computation, `vocabulary` a hash of
+    (token, id); `workers` counts the processes that hold weights, `transfers` lists the ways in
+    which they accept new ones.
     """
 
     protocol: int
@@ -57,39 +57,39 @@ class ServerInfo:
     transfers: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain containers, for JSON."""
+        """Return plain containers, for JSON."""
         return asdict(self)
 
 
 def facts_from(values: Mapping[str, Any]) -> ServerInfo:
-    """The facts that a server told. Raises R1labError where it speaks another protocol."""
+    """Parse a server's info. Raises R1labError if its protocol differs."""
     protocol = values.get("protocol")
     if protocol != PROTOCOL:
         raise R1labError(
-            f"it speaks protocol {protocol!r} (r1lab {values.get('r1lab', 'unknown')}), and this "
-            f"is {PROTOCOL} (r1lab {__version__}); install the same r1lab on both sides"
+            f"the server has protocol {protocol!r} (r1lab {values.get('r1lab', 'unknown')}), the "
+            f"trainer {PROTOCOL} (r1lab {__version__}); install the same r1lab on both sides"
         )
     return ServerInfo(**{**values, "transfers": tuple(values["transfers"])})
 
 
 def shape_of(config: PretrainedConfig) -> dict[str, Any]:
-    """The values of a configuration that decide what is computed, as JSON has them."""
+    """Return the configuration values that determine the computation, as in JSON."""
     values = json.loads(json.dumps(config.to_dict(), default=str))
     return {key: value for key, value in values.items() if not _INCIDENTAL.fullmatch(key)}
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of the vocabulary: equal where every token has the same id."""
+    """Return a hash of the vocabulary, equal if every token has the same id."""
     entries = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(entries.encode()).hexdigest()
 
 
 def difference(server: ServerInfo, *, shape: Mapping[str, Any], vocabulary: str, dtype: str,
                transfer: str) -> str | None:  # fmt: skip
-    """What keeps a trainer with this model from using the server, in words; None: nothing."""
+    """Describe what prevents a trainer with this model from using the server; None: nothing."""
     if _release(server.vllm) < LEAST_VLLM:
         least = ".".join(map(str, LEAST_VLLM))
-        return f"it runs vLLM {server.vllm}, and {least} is the oldest that r1lab mends; update it"
+        return f"it runs vLLM {server.vllm}; r1lab needs at least {least}; update it"
     keys = [k for k in sorted({*shape, *server.shape}) if shape.get(k) != server.shape.get(k)]
     if keys:
         key = keys[0]
@@ -114,17 +114,17 @@ def difference(server: ServerInfo, *, shape: Mapping[str, Any], vocabulary: str,
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuse an address without a key that others can reach, and a port that is not to be had.
+    """Reject an address that others can reach without a key, and a port that is not available.
 
     Cheap, before anything heavy. Raises R1labError.
     """
     if not is_loopback(host) and not os.environ.get(KEY_VARIABLE):
         raise R1labError(
             f"--host: {host} lets other machines in; set {KEY_VARIABLE} to a secret here and for "
-            "those who ask, or take 127.0.0.1"
+            "for the clients, or use 127.0.0.1"
         )
     if port > 65535:
-        raise R1labError(f"--port: {port} is none; take one up to 65535")
+        raise R1labError(f"--port: {port} is not a port; use one up to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -137,15 +137,15 @@ def check_address(host: str, port: int) -> None:
 
 
 def taken(host: str, port: int) -> R1labError:
-    """What is said of a port that something else listens on."""
+    """Return the error for a port that is in use."""
     return R1labError(
-        f"--port: {port} is taken by another process on {host}; take another port, or end what "
-        "listens there"
+        f"--port: {port} is taken by another process on {host}; use another port, or stop that "
+        "process"
     )
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether an address is this machine's own and reached by nobody else."""
+    """Return whether an address is reachable only from this machine."""
     if host in (None, "localhost"):
         return host is not None
     try:

@@ -1,8 +1,8 @@
-"""Starting a server that samples for a training run: vLLM's own, with what r1lab adds to it.
+"""Start a server that samples for training runs: vLLM's own server with r1lab's additions.
 
-It is `vllm serve` with a worker extension (`server_extension`), a middleware (`server_app`) and the
-settings that make its samples those of the sampler in process. What is given here can be given to
-vLLM's own command as well; docs/samplers.md has it in full.
+It is `vllm serve` with a worker extension (`extension`), a middleware (`app`) and the settings that
+make its samples those of the in-process sampler. The same arguments can be passed to vLLM's own
+command; docs/samplers.md gives it in full.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MIDDLEWARE = "r1lab.rollout.server.app.Control"
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What `r1lab serve-sampler` takes; `more` goes to vLLM as it is."""
+    """Options of `r1lab serve-sampler`; `more` is passed to vLLM unchanged."""
 
     model: str
     host: str = "127.0.0.1"
@@ -44,7 +44,7 @@ class ServerOptions:
 
 
 def serve(options: ServerOptions) -> None:
-    """Serve until a signal ends it. Raises R1labError for what cannot be started."""
+    """Serve until a signal stops it. Raises R1labError if the server cannot start."""
     check(options)
     arguments = vllm_arguments(options)
     from r1lab.rollout.vllm.serving import serve_vllm
@@ -52,27 +52,27 @@ def serve(options: ServerOptions) -> None:
     try:
         serve_vllm(arguments)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:  # taken since it was looked at
+        if error.errno == errno.EADDRINUSE:  # taken since the check
             raise taken(options.host, options.port) from None
         raise
 
 
 def check(options: ServerOptions) -> None:
-    """Refuse what is wrong before anything heavy is loaded; raises R1labError."""
+    """Reject wrong options before anything heavy is loaded; raises R1labError."""
     if find_spec("vllm") is None:
         raise R1labError("vLLM is not installed here; pip install 'r1lab[gpu]' (or 'r1lab[cpu]')")
     check_address(options.host, options.port)
     if options.weights_folder is None and options.transfer is None:
         raise R1labError(
-            "--weights-folder: name the folder that weights come through (sampling.weights_folder "
-            "of the recipe), or a --transfer"
+            "--weights-folder: required unless --transfer is given; set it to the folder for "
+            "weights (sampling.weights_folder of the recipe)"
         )
     if options.weights_folder is not None and not Path(options.weights_folder).is_dir():
-        raise R1labError(f"--weights-folder: {options.weights_folder!r} is no folder here")
+        raise R1labError(f"--weights-folder: {options.weights_folder!r} is not a folder")
 
 
 def vllm_arguments(options: ServerOptions) -> list[str]:
-    """vLLM's own arguments, its environment set to match."""
+    """Return vLLM's own arguments, and set the environment to match."""
     from r1lab.rollout.vllm.serving import engine_arguments
 
     config, _, folder = prepare_base(ModelSettings(path=options.model))
@@ -90,10 +90,10 @@ def vllm_arguments(options: ServerOptions) -> list[str]:
         ),
         *("--host", options.host, "--port", str(options.port)),
         *("--max-num-seqs", str(options.max_num_seqs), "--seed", str(options.seed)),
-        # Log-probs of what was sampled from: after temperature and top-p.
+        # Log-probs of the sampled distribution: after temperature and top-p.
         *("--logprobs-mode", "processed_logprobs"),
         *("--worker-extension-cls", EXTENSION, "--middleware", MIDDLEWARE),
-        *("--generation-config", "vllm"),  # nothing is added to what the trainer asks for
+        *("--generation-config", "vllm"),  # no sampling defaults besides the trainer's settings
         *("--disable-log-stats", "--disable-uvicorn-access-log"),
     ]
     if options.transfer is not None:

@@ -1,13 +1,13 @@
 """Sampling by servers: `sampling.engine: server`.
 
-Questions are dealt out among the servers by their place. Weights go through a folder that all see
-(`weights_folder`), or from GPU to GPU (`weight_transfer`); the trainer's main process alone sends
-them. Each answer names the weights that it was sampled under, and is not taken under others.
+Prompts are distributed over the servers by index. Weights go through a folder that all can see
+(`weights_folder`), or from GPU to GPU (`weight_transfer`); only the trainer's main process sends
+them. Each response names the weights it was sampled with, and is rejected if they are not current.
 
-A server that is lost in the middle is waited for, or its questions go to those that are there. One
-that comes back holds the base's weights, says so, and gets the current ones before it is asked
-again. Every request has a seed of its own, so that what is asked again is answered alike, up to
-rounding: whom a server samples together depends on the clock.
+If a server is lost midway, the trainer waits for it, or its prompts go to the remaining servers. A
+server that restarts holds the base's weights, reports them, and gets the current ones before its
+next request. Every request has its own seed, so a repeated request gives the same completions up to
+rounding: which prompts a server batches together depends on timing.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
     from r1lab.rollout.server.weight_transfer import Transfer
 
-_SECONDS_AT_START = 5.0  # that a server may take to answer at all
-_LONGEST_PAUSE = 10.0  # seconds between two looks at a server that is away
+_SECONDS_AT_START = 5.0  # timeout of a server's first response
+_LONGEST_PAUSE = 10.0  # seconds between two attempts to reach a lost server
 
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Where the servers are, and how weights reach them.
+    """The servers' addresses, and how weights reach them.
 
-    `patience` is the number of seconds that all of them may be away before a run stops.
+    `patience` is the time in seconds for which all of them may be lost before a run stops.
     """
 
     urls: tuple[str, ...]
@@ -56,7 +56,7 @@ class Servers:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A server's answer to the question at `index`."""
+    """A server's completions for the prompt at `index`."""
 
     index: int
     version: int
@@ -64,11 +64,11 @@ class _Answer:
 
 
 class ServerSampler:
-    """A `Sampler` over servers that run elsewhere; the process of rank 0 sends them the weights.
+    """A `Sampler` over servers that run independently; the process of rank 0 sends them weights.
 
-    Raises RecipeError where a server is not there, serves another model, or does not see the
-    folder. `run` is the token of the run, the same in all its processes (`new_run`). `on_event`
-    hears of servers that are lost.
+    Raises RecipeError if a server is not reachable, serves another model, or does not see the
+    folder. `run` is the token of the run, the same in all its processes (`new_run`). `on_event` is
+    called when servers are lost.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ServerSampler:
         self._end_tokens = end_tokens(tokenizer, Path(model_folder))
         self.sends_beside = servers.transfer == "folder"
         self._say, self._closed = on_event, False
-        self._away: set[str] = set()  # servers that were lost, and not heard of since
+        self._away: set[str] = set()  # lost servers that have not come back
         self.version = 0
         self._token = run or new_run()
         self._run = BASE  # the servers hold the base until the first sync
@@ -111,7 +111,7 @@ class ServerSampler:
     def generate(
         self, prompts: Sequence[tuple[int, ...]], settings: Settings, *, template: Template
     ) -> list[tuple[Completion, ...]]:
-        """See `Sampler.generate`; raises InfrastructureError where no server comes back in time."""
+        """See `Sampler.generate`; raises InfrastructureError if no server comes back in time."""
         groups: list[tuple[Completion, ...]] = [()] * len(prompts)
         for index, group in self.as_they_come(prompts, settings, template=template):
             groups[index] = group
@@ -120,7 +120,7 @@ class ServerSampler:
     def as_they_come(
         self, prompts: Sequence[tuple[int, ...]], settings: Settings, *, template: Template
     ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
-        """The groups of `generate` with their places, as they are done."""
+        """Yield the groups of `generate` with their indices, as they finish."""
         if settings.routed_experts:
             raise R1labError("algorithm.router_replay: 'sampler' is not possible over a server")
         greedy = settings.temperature == 0
@@ -129,12 +129,12 @@ class ServerSampler:
             yield answer.index, group * settings.num_samples if greedy else group
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """See `Sampler.sync`. A server that is away meanwhile gets them when it is back."""
+        """See `Sampler.sync`. A server that is lost meanwhile gets the weights when it is back."""
         self.publish(weights, version)
         self.take_over(version)
 
     def publish(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Send the weights on their way: into the folder, or (NCCL) to the servers at once."""
+        """Send the weights: into the folder, or (NCCL) directly to the servers."""
         if self._folder is not None:
             self._folder.write(weights, version)
             return
@@ -146,14 +146,14 @@ class ServerSampler:
                 pass
 
     def take_over(self, version: int) -> None:
-        """Have all servers sample under a published version; earlier ones are then deleted."""
+        """Make all servers sample with a published version; earlier ones are then deleted."""
         self._run, self.version = self._token, version
         if self._folder is not None:
             self._each(self._servers, self._load)
             self._folder.drop_before(version)
 
     def close(self) -> None:
-        """See `Sampler.close`; the servers go on."""
+        """See `Sampler.close`; the servers keep running."""
         self._closed = True
         for server in self._servers:
             server.close()
@@ -161,10 +161,10 @@ class ServerSampler:
             self._folder.remove()
             self._folder = None
 
-    # --- meeting the servers -------------------------------------------------------------------
+    # --- connecting ----------------------------------------------------------------------------
 
     def _meet(self, server: SamplerServer, config: Any, dtype: str) -> int:
-        """Check that the server is the right one; the longest sequence that it takes."""
+        """Check that the server is compatible; return the longest sequence that it accepts."""
         began = time.monotonic()
         while True:
             try:
@@ -176,23 +176,23 @@ class ServerSampler:
                         f"sampling.servers: {lost}; start it with `r1lab serve-sampler`"
                     ) from None
                 time.sleep(0.5)
-        found = difference(
+        mismatch = difference(
             facts, shape=shape_of(config), vocabulary=vocabulary_of(self._tokenizer), dtype=dtype,
             transfer=self._settings.transfer,
         )  # fmt: skip
-        if found is not None:
-            raise RecipeError(str(server.fault(found)))
+        if mismatch is not None:
+            raise RecipeError(str(server.fault(mismatch)))
         return facts.max_model_len
 
     def _open_way(self, servers: Servers) -> None:
-        """Make ready the way that weights will take."""
+        """Prepare the transport of the weights."""
         if servers.transfer != "folder":
             from r1lab.rollout.server.weight_transfer import Transfer
 
             self._transfers = [Transfer(server, self._token) for server in self._servers]
             return
         if servers.weights_folder is None:
-            raise RecipeError("sampling.weights_folder: missing; engine 'server' needs one")
+            raise RecipeError("sampling.weights_folder: required by sampling.engine: server")
         self._folder = WeightsFolder(servers.weights_folder, self._token)
         word = self._folder.write_note()
         for server in self._servers:
@@ -205,15 +205,15 @@ class ServerSampler:
                 )
 
     def _load(self, server: SamplerServer) -> None:
-        """Have a server take over the current version."""
+        """Make a server load the current version."""
         assert self._folder is not None
         body = {"run": self._folder.run, "version": self.version}
         server.last_line("/r1lab/load", body)
 
-    # --- asking --------------------------------------------------------------------------------
+    # --- requests ------------------------------------------------------------------------------
 
     def _answers(self, prompts: Sequence[tuple[int, ...]], settings: Settings) -> Iterator[_Answer]:
-        """Answers as they come, each question once, whatever happens to the servers."""
+        """Yield completions as they arrive, each prompt once, even if servers are lost."""
         seed, self._calls = settings.seed, self._calls + 1
         if seed is None:
             seed = _seed(self._seed, self._rank, self._calls)
@@ -237,7 +237,7 @@ class ServerSampler:
                     self._say(f"{why}; asking again")
             if not missing:
                 return
-            # Those that failed are asked again only while there is nobody else.
+            # Use servers that have failed only if there is no other.
             gone = {server.url for server, _ in lost}
             there = [server for server in there if server.url not in gone]
             if not there:
@@ -251,12 +251,12 @@ class ServerSampler:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         if missing:
-            raise InfrastructureError("sampling.servers: the sampler was closed while it was asked")
+            raise InfrastructureError("sampling.servers: the sampler was closed during a request")
 
     def _deal(
         self, questions: Iterable[int], there: Sequence[SamplerServer]
     ) -> list[tuple[SamplerServer, list[int]]]:
-        """Each question to the server of its place, or to another where that one is away."""
+        """Assign each prompt to the server of its index, or to another if that one is lost."""
         shares: dict[str, tuple[SamplerServer, list[int]]] = {}
         for question in questions:
             server = self._servers[(question + self._rank) % len(self._servers)]
@@ -268,9 +268,9 @@ class ServerSampler:
     def _round(
         self, shares: Sequence[tuple[SamplerServer, list[int]]], ask: _Ask
     ) -> Iterator[_Answer | tuple[SamplerServer, str]]:
-        """Ask each server its share at the same time: answers, and whom was lost with the reason.
+        """Send each server its share concurrently; yield completions and the lost servers.
 
-        What a server says of itself that is no loss (a wrong model, a foreign run) is raised.
+        Errors that a server itself reports (a wrong model, another run) are raised.
         """
         came: queue.Queue[Any] = queue.Queue()
         stop = threading.Event()
@@ -283,7 +283,7 @@ class ServerSampler:
                         return
             except ServerLost as error:
                 came.put((server, str(error)))
-            except BaseException as error:  # raised below, in the thread that waits
+            except BaseException as error:  # raised below, in the waiting thread
                 came.put(error)
             finally:
                 came.put(None)
@@ -305,7 +305,7 @@ class ServerSampler:
             stop.set()
 
     def _asked(self, server: SamplerServer, ask: _Ask, share: list[int]) -> Iterator[_Answer]:
-        """One server's answers, after it was given the weights if it does not hold them."""
+        """Yield one server's completions, after sending it the current weights if needed."""
         body = ask.body(share) | {"run": self._run, "at_least": self.version}
         lines = server.lines("/r1lab/generate", body)
         first = next(lines)["weights"]
@@ -328,7 +328,7 @@ class ServerSampler:
         return weights["run"] == self._run and weights["version"] >= self.version
 
     def _bring_up(self, server: SamplerServer, weights: Line) -> None:
-        """Give the current weights to a server that holds the base's, or earlier ones."""
+        """Send the current weights to a server that holds the base's, or earlier ones."""
         if weights["run"] not in (BASE, "torn", self._run):
             raise server.fault(
                 "another run has sent it weights meanwhile; give each run servers of its own"
@@ -337,12 +337,12 @@ class ServerSampler:
             self._load(server)
         elif self._rank == 0:
             raise InfrastructureError(
-                f"sampling.servers: {server.url} was started anew, which ends a transfer of "
-                "weights by NCCL; the run is saved up to its last step"
+                f"sampling.servers: {server.url} was restarted, which ends a weight transfer by "
+                "NCCL; the run is saved up to its last step"
             )
 
     def _each(self, servers: Sequence[SamplerServer], do: Callable[[SamplerServer], None]) -> None:
-        """Do it for all servers at once; those that are lost are left for later."""
+        """Run `do` for all servers concurrently; lost servers are skipped and retried later."""
         faults: list[BaseException] = []
 
         def work(server: SamplerServer) -> None:
@@ -372,7 +372,7 @@ class ServerSampler:
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """What one call asks for."""
+    """The parameters of one call."""
 
     prompts: Sequence[tuple[int, ...]]
     settings: Settings
@@ -380,7 +380,7 @@ class _Ask:
     seed: int
 
     def body(self, share: Sequence[int]) -> Line:
-        """The request for some of the prompts."""
+        """Return the request for some of the prompts."""
         settings, greedy = self.settings, self.settings.temperature == 0
         return {
             "prompts": [list(self.prompts[index]) for index in share],
@@ -391,11 +391,11 @@ class _Ask:
                 "top_p": settings.top_p,
                 "max_tokens": settings.max_tokens,
                 "stop_token_ids": list(self.end_tokens),
-                "logprobs": 0 if settings.logprobs else None,  # of the sampled token alone
+                "logprobs": 0 if settings.logprobs else None,  # 0: only of the sampled token
             },
         }
 
 
 def _seed(*parts: int) -> int:
-    """`seed_of`, with room above it for the members of a group: vLLM counts on from it."""
+    """Return `seed_of` with room for the members of a group: vLLM counts up from it."""
     return seed_of(*parts) >> 1

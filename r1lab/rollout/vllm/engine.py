@@ -1,7 +1,7 @@
-"""vLLM in the trainer's own process: the sampler of choice.
+"""vLLM in the trainer's own process: the default sampler.
 
-In process it starts in seconds, weights travel as tensors, and every process of a launch has its
-own engine. What vLLM's CPU build gets wrong is mended in `vllm_mends`.
+In process it starts in seconds, weights are passed as tensors, and every process of a launch has
+its own engine. `patches` fixes the errors of vLLM's CPU build.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
 
 Attention = Literal["auto", "mla", "decompressed"]
-# On CPUs with AMX, vLLM 0.32 prefers a backend that discards kv_b_proj's weight once it is packed,
-# so that no weights can be loaded into it a second time. The reference backend keeps the weight.
+# On CPUs with AMX, vLLM 0.32 prefers a backend that discards kv_b_proj's weight after packing, so
+# that weights cannot be loaded into it again. The reference backend keeps the weight.
 CPU_MLA_BACKEND = "CPU_MLA"
 
 
 class VllmSampler:
     """A `Sampler` over vLLM in process.
 
-    `model_folder` is what vLLM loads first, as version 0. `attention` chooses between vLLM's latent
-    attention (MLA) kernel and ordinary attention on decompressed heads: `auto` takes the kernel
-    where it fits the model's shape. `kv_cache_gib` counts on the CPU, `gpu_memory_utilization` on
-    a GPU. `seed` starts the random stream that unseeded calls draw from.
+    `model_folder` is loaded first, as version 0. `attention` selects vLLM's latent attention (MLA)
+    kernel or ordinary attention on decompressed heads: `auto` uses the kernel if it supports the
+    model's shape. `kv_cache_gib` applies on the CPU, `gpu_memory_utilization` on a GPU. `seed`
+    starts the random stream for unseeded calls.
     """
 
     _is_open: ClassVar[bool] = False
@@ -64,7 +64,7 @@ class VllmSampler:
         routed_experts: bool = False,
     ) -> None:
         if VllmSampler._is_open:
-            # They would share process groups and environment variables, and closing one breaks all.
+            # Engines would share process groups and environment variables; closing one breaks all.
             raise RuntimeError(
                 "a process holds one vLLM engine at a time: close the open one first"
             )
@@ -75,7 +75,7 @@ class VllmSampler:
             from vllm import LLM, envs
             from vllm.platforms import current_platform
 
-            envs.disable_envs_cache()  # an earlier engine of this process may have frozen them
+            envs.disable_envs_cache()  # an earlier engine of this process may have cached them
             mends.patch_before_build()
             on_cpu = current_platform.is_cpu()
             options: dict[str, Any] = {}
@@ -90,28 +90,28 @@ class VllmSampler:
                 options["gpu_memory_utilization"] = gpu_memory_utilization
             if _launched():
                 options["distributed_executor_backend"] = "external_launcher"
-            told = explain_start_errors(
+            explained = explain_start_errors(
                 str(model_folder),
                 on_cpu=on_cpu,
                 kv_cache_gib=kv_cache_gib,
                 gpu_memory_utilization=gpu_memory_utilization,
                 max_model_len=max_model_len,
             )
-            with told:
+            with explained:
                 self.llm = LLM(
                     str(model_folder),
                     skip_tokenizer_init=True,
                     dtype=settled(dtype),
                     max_model_len=max_model_len,
                     max_num_seqs=max_num_seqs,
-                    # Log-probs of what was sampled from: after temperature and top-p.
+                    # Log-probs of the sampled distribution: after temperature and top-p.
                     logprobs_mode="processed_logprobs",
                     enforce_eager=on_cpu,
                     seed=seed,
                     **options,
                 )
         VllmSampler._is_open = True
-        # vLLM counts all layers, dense ones included.
+        # vLLM numbers all layers, including dense ones.
         self._routed_layers = routed_layers(config) if routed_experts else None
         self.version = 0
         self.max_model_len: int = self.llm.model_config.max_model_len
@@ -140,8 +140,8 @@ class VllmSampler:
     def stream(self, settings: SamplingSettings, *, template: Template) -> VllmStream:
         """See `Streaming.stream`."""
         self._end_stream()
-        # What an earlier call left in the cache would change the shape of this one's prefill, and
-        # with it the last bits of its log-probs; so each call starts from an empty one.
+        # A prefix cache left by an earlier call would change the shape of this call's prefill, and
+        # with it the last bits of its log-probs; so each call starts with an empty cache.
         mends.drop_prefix_cache(self.llm)
         self._stream = VllmStream(
             lambda: self.llm,
@@ -152,7 +152,7 @@ class VllmSampler:
         return self._stream
 
     def _end_stream(self) -> None:
-        """Nothing of an earlier call may be left in the engine."""
+        """Drop what an earlier call left in the engine."""
         if self._stream is not None:
             self._stream.drop()
             self._stream = None
@@ -178,7 +178,7 @@ class VllmSampler:
             engine.abort_request([request])
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """See `Sampler.sync`; raises R1labError when weights are missing or do not fit."""
+        """See `Sampler.sync`; raises R1labError if weights are missing or do not fit."""
         self._end_stream()
         load_weights(mends.model_runner_of(self.llm), weights, version)
         mends.drop_prefix_cache(self.llm)
@@ -190,7 +190,7 @@ class VllmSampler:
             return
         try:
             mends.shut_down(self.llm, keep_process_group=_launched())
-        finally:  # also of an engine that is dead already, so that another one can be built
+        finally:  # even if the engine is already dead, so that another one can be built
             del self.llm
             VllmSampler._is_open = False
 
@@ -205,7 +205,7 @@ class VllmSampler:
             top_p=settings.top_p,
             max_tokens=settings.max_tokens,
             stop_token_ids=list(self._end_tokens),
-            logprobs=0 if settings.logprobs else None,  # of the sampled token alone
+            logprobs=0 if settings.logprobs else None,  # 0: only of the sampled token
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -218,7 +218,7 @@ class VllmSampler:
             self._completion(member, template)
             for member in sorted(output.outputs, key=lambda member: member.index)
         )
-        # Greedy decoding was asked for once: the others are the same.
+        # Greedy decoding is requested once: all members of the group are equal.
         return group * settings.num_samples if settings.temperature == 0 else group
 
     def _completion(self, output: CompletionOutput, template: Template) -> Completion:
@@ -237,7 +237,7 @@ class VllmSampler:
     def _experts(self, output: CompletionOutput) -> torch.Tensor | None:
         if self._routed_layers is None or output.routed_experts is None:
             return None
-        # [prompt and response but for the last token, all layers, top_k]
+        # [prompt and response except the last token, all layers, top_k]
         experts = torch.as_tensor(output.routed_experts.astype("int16"))
         return experts[:, self._routed_layers]
 
@@ -246,7 +246,7 @@ def _check_routing(config: PretrainedConfig, on_cpu: bool) -> None:
     if on_cpu:
         raise RecipeError(
             "algorithm.router_replay: 'sampler' is not possible with vLLM on a CPU (it returns "
-            "experts through its model runner V2 alone, which needs Triton); take 'old', or "
+            "experts only through its model runner V2, which needs Triton); use 'old', or "
             "sampling.engine 'transformers'"
         )
     if not is_v3_style(config):
@@ -257,15 +257,15 @@ def _check_routing(config: PretrainedConfig, on_cpu: bool) -> None:
 
 
 def _launched() -> bool:
-    """Whether a launcher (torchrun, accelerate) started this process as one of several."""
+    """Return whether a launcher (torchrun, accelerate) started this process as one of several."""
     needed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return all(name in os.environ for name in needed)
 
 
 def choose_attention(config: PretrainedConfig, attention: Attention) -> bool:
-    """Set what exists only as environment variables for an engine that is built after this.
+    """Set the environment variables that select attention for an engine built after this.
 
-    Returns whether that engine attends with vLLM's latent attention (MLA) kernel.
+    Returns whether that engine uses vLLM's latent attention (MLA) kernel.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if is_v3_style(config.model_type):
@@ -274,7 +274,7 @@ def choose_attention(config: PretrainedConfig, attention: Attention) -> bool:
             raise R1labError(
                 f"attention: 'mla' needs kv_lora_rank {MLA_KERNEL_SHAPE[0]} and qk_rope_head_dim "
                 f"{MLA_KERNEL_SHAPE[1]}, and this model has {config.kv_lora_rank} and "
-                f"{config.qk_rope_head_dim}; take 'decompressed', or widen it (r1lab.model.widen)"
+                f"{config.qk_rope_head_dim}; use 'decompressed', or widen it (r1lab.model.widen)"
             )
         kernel = attention == "mla" or (attention == "auto" and fits)
         os.environ["VLLM_MLA_DISABLE"] = "0" if kernel else "1"

@@ -1,9 +1,9 @@
-"""What must be mended in vLLM (0.32, CPU build) before it samples right and stays right.
+"""Patches for vLLM (0.32, CPU build), which does not sample correctly without them.
 
-Each mend is one function that says what is wrong and why; `tests/parity/test_vllm_mends.py` shows
-for each that vLLM is wrong without it (but for those that save time: `embeddings_in_place` and
-`inspect_models_here`), and fails on the day a newer vLLM is not, so that the mend can go. On a GPU
-only `drop_prefix_cache` does anything.
+Each patch is one function whose docstring gives the error and the reason.
+`tests/parity/test_vllm_mends.py` shows for each that vLLM is wrong without it (except for
+`embeddings_in_place` and `inspect_models_here`, which save time), and fails once a newer vLLM is
+correct, so that the patch can be removed. On a GPU only `drop_prefix_cache` has an effect.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 
 
 def patch_before_build() -> None:
-    """What must be in place before an engine is built."""
+    """Apply the patches that must precede an engine's construction."""
     patch_rotary_embedding()
     inspect_models_here()
 
 
 def patch_after_reload(model: torch.nn.Module) -> None:
-    """What must follow each `reload_weights` of a worker; the engine then drops its cache."""
+    """Apply the patches that must follow a worker's `reload_weights`; then drop the cache."""
     repack_experts(model)
     repack_head(model)
 
 
 def patch_rotary_embedding() -> None:
-    """The CPU's rotary kernel misreads 3-D queries [T, H, D] with H > 1, as DeepSeek calls it.
+    """Fix the CPU's rotary kernel, which misreads 3-D queries [T, H, D] with H > 1 (DeepSeek).
 
     It takes the head's stride for the token's, so nearly all positions are rotated wrongly and a
-    trained model writes garbage (k3 about 5). Such calls go to vLLM's own PyTorch form; flat calls
-    [T, H * D], those of Llama-style models, are right and keep the kernel.
+    trained model writes garbage (k3 about 5). Such calls are sent to vLLM's own PyTorch
+    implementation; flat calls [T, H * D], as in Llama-style models, are correct and keep the
+    kernel.
     """
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
@@ -59,10 +60,10 @@ def patch_rotary_embedding() -> None:
 
 
 def inspect_models_here() -> None:
-    """On a CPU, vLLM looks at a model's class in this process rather than in one of its own.
+    """On a CPU, inspect a model's class in this process instead of a subprocess.
 
-    The other process is there so that CUDA is not initialised too early. It imports all of vLLM
-    again: 10 to 30 seconds of a core, for each engine, the first time a machine meets a model.
+    The subprocess exists so that CUDA is not initialised too early. It imports all of vLLM again:
+    10 to 30 seconds of a core, for each engine, the first time a machine sees a model.
     """
     from vllm.model_executor.models import registry
     from vllm.platforms import current_platform
@@ -72,9 +73,10 @@ def inspect_models_here() -> None:
 
 
 def repack_experts(model: torch.nn.Module) -> None:
-    """The CPU's expert kernel reads packed weights, and vLLM packs them on the first load only.
+    """Repack experts after a reload: the CPU's kernel reads packed weights.
 
-    After a reload the unpacked weights would be read as packed ones, without an error.
+    vLLM packs them only on the first load, so after a reload the unpacked weights would be read as
+    packed ones, without an error.
     """
     for module in model.modules():
         kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
@@ -84,11 +86,11 @@ def repack_experts(model: torch.nn.Module) -> None:
 
 @contextmanager
 def embeddings_in_place() -> Iterator[None]:
-    """Inside, a reload on the CPU writes embeddings straight into the model's own tensors.
+    """In this context, make a reload on the CPU write embeddings into the model's own tensors.
 
-    vLLM loads each into new memory, packs it for a product (input embeddings too, which are only
-    looked up) and copies it over: with 49,152 words that was half of a reload, and a second copy of
-    them stayed. `repack_head` must follow.
+    vLLM loads each into new memory, packs it for a product (even input embeddings, which are only
+    looked up) and copies it over: with 49,152 words that was half of a reload, and a second copy
+    remained. `repack_head` must follow.
     """
     from vllm.model_executor.model_loader.reload import inplace, layerwise
     from vllm.platforms import current_platform
@@ -113,7 +115,7 @@ def embeddings_in_place() -> Iterator[None]:
 
 
 def _embeddings(model: torch.nn.Module) -> list[Any]:
-    """Input and output embeddings in their own precision."""
+    """Return input and output embeddings that are not quantised."""
     from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
     return [
@@ -126,7 +128,7 @@ def _embeddings(model: torch.nn.Module) -> list[Any]:
 def repack_head(model: Any) -> None:
     """Pack the output layer's weights on the CPU, and no other embedding's.
 
-    A tied head has a packed copy of its own, which vLLM leaves stale in a reload.
+    A tied head has its own packed copy, which vLLM leaves stale in a reload.
     """
     head = getattr(model, "lm_head", None)
     for module in _embeddings(model):
@@ -142,16 +144,16 @@ def _not_packed(*_: Any) -> None:
 
 
 def drop_prefix_cache(llm: LLM) -> None:
-    """Cached prefixes hold keys and values of the old weights, and vLLM goes on using them."""
+    """Drop cached prefixes: they hold keys and values of old weights, which vLLM keeps using."""
     if not llm.reset_prefix_cache():
         raise RuntimeError("vLLM could not reset its prefix cache: requests are still running")
 
 
 def run_uncompiled() -> AbstractContextManager[None]:
-    """`enforce_eager` spares only the model: sampling helpers are compiled all the same.
+    """Run sampling helpers uncompiled: `enforce_eager` only affects the model.
 
-    On the CPU that needs a C++ compiler, which a plain machine does not have, and costs seconds at
-    the first call; uncompiled these helpers are as fast.
+    On the CPU compiling them needs a C++ compiler, which a plain machine does not have, and takes
+    seconds at the first call; uncompiled these helpers are as fast.
     """
     from vllm.platforms import current_platform
 
@@ -159,10 +161,11 @@ def run_uncompiled() -> AbstractContextManager[None]:
 
 
 def shut_down(llm: LLM, *, keep_process_group: bool) -> None:
-    """Shutting an engine down destroys torch's default process group, whoever made it.
+    """Shut an engine down without destroying the trainer's process group.
 
-    In a launch of several processes that is the trainer's, which still needs it: there only vLLM's
-    own groups go.
+    vLLM destroys torch's default process group, whoever created it. In a launch of several
+    processes that is the trainer's, which still needs it: there only vLLM's own groups are
+    destroyed.
     """
     from vllm.distributed import destroy_model_parallel
     from vllm.v1.engine import core
@@ -178,7 +181,7 @@ def shut_down(llm: LLM, *, keep_process_group: bool) -> None:
 
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Building an engine in process must leave the trainer's process as it was.
+    """Preserve the process's state while an engine is built in it.
 
     vLLM seeds Python's, NumPy's and torch's generators, and its CPU worker replaces
     `torch.set_num_threads` by a function that does nothing.
@@ -200,10 +203,11 @@ def process_state_kept() -> Iterator[None]:
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Keep back what libraries print while vLLM is imported and an engine is built.
+    """Hold back what libraries print while vLLM is imported and an engine is built.
 
-    Part of it comes from C++ and progress bars, so the file descriptor itself is led away; when the
-    start fails, everything kept back is shown. VLLM_LOGGING_LEVEL, set by the user, shows it all.
+    Some of it comes from C++ and progress bars, so the file descriptor itself is redirected; if the
+    start fails, all held output is shown. If the user sets VLLM_LOGGING_LEVEL, nothing is held
+    back.
     """
     if "VLLM_LOGGING_LEVEL" in os.environ:
         yield
@@ -218,7 +222,7 @@ def quiet_start() -> Iterator[None]:
         except BaseException:
             sys.stderr.flush()
             kept_back.seek(0)
-            with suppress(OSError):  # nobody reads it, and the start's own error counts
+            with suppress(OSError):  # stderr may be closed, and the start's own error matters
                 os.write(shown, kept_back.read())
             raise
         finally:
@@ -229,9 +233,9 @@ def quiet_start() -> Iterator[None]:
 
 
 def loadable_names(model: torch.nn.Module) -> set[str]:
-    """The names of the parameters that are loaded, not derived.
+    """Return the names of the parameters that are loaded, not derived.
 
-    MLA's absorbed matrices (W_UK_T, W_UV) are parameters too; vLLM computes them anew at each load.
+    MLA's absorbed matrices (W_UK_T, W_UV) are parameters too; vLLM recomputes them at each load.
     """
     from vllm.model_executor.layers.attention import is_deferred_attention_layer
 
@@ -245,13 +249,13 @@ def loadable_names(model: torch.nn.Module) -> set[str]:
 
 
 def not_loaded(model: torch.nn.Module, reported: set[str]) -> list[str]:
-    """Which of `loadable_names` are missing from what `model.load_weights` reported, sorted.
+    """Return, sorted, the `loadable_names` that `model.load_weights` did not report.
 
     The mixtures that load their experts through vLLM's runner (Qwen, Mixtral) report them without
     the `routed_experts` that their parameters' names have.
     """
-    found = {_without_runner(name) for name in reported}
-    return sorted(n for n in loadable_names(model) if _without_runner(n) not in found)
+    loaded = {_without_runner(name) for name in reported}
+    return sorted(n for n in loadable_names(model) if _without_runner(n) not in loaded)
 
 
 def _without_runner(name: str) -> str:
@@ -259,10 +263,10 @@ def _without_runner(name: str) -> str:
 
 
 def model_of(llm: LLM) -> torch.nn.Module:
-    """The model inside an engine that runs in process."""
+    """Return the model inside an engine that runs in process."""
     return model_runner_of(llm).get_model()
 
 
 def model_runner_of(llm: LLM) -> Any:
-    """The runner that holds the model and can reload its weights."""
+    """Return the runner that holds the model and can reload its weights."""
     return llm.llm_engine.model_executor.driver_worker.worker.model_runner

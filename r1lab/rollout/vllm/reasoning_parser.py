@@ -1,12 +1,12 @@
 """A reasoning parser for vLLM's server: `--reasoning-parser-plugin` names this module.
 
-vLLM's own parsers for `<think> </think>` (deepseek_r1 and its kin) know the tags by their token
-ids: they refuse a tokenizer that has none, as those of most bases have none, and they take a
-response without tags for thinking from end to end. This one reads the text (`r1lab.thinking`), so
-it serves whatever was trained to write the tags; streamed or not, the parts are the same.
+vLLM's own parsers for `<think> </think>` (such as deepseek_r1) match the tags by token id: they
+reject a tokenizer without such tokens, as with most bases, and they treat a response without tags
+as thinking throughout. This parser reads the text (`r1lab.thinking`), so it works for every model
+trained to write the tags; the result is the same with and without streaming.
 Source of the interface: vLLM 0.32, vllm/reasoning/abs_reasoning_parsers.py, engine-based form.
 
-Importing this module registers the parser as `r1lab`; vLLM does so, and nobody else.
+Importing this module registers the parser as `r1lab`; only vLLM imports it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from r1lab.prompts import TAGS, THINK_CLOSE, THINK_OPEN
 from r1lab.thinking import StreamDelta, ThinkingSplitter, split_thinking
 
 NAME = "r1lab"
-_TAIL = 32  # tokens that surely hold a tag, however it is cut into them
+_TAIL = 32  # tokens that certainly contain a tag, however it is tokenised
 
 
 def register() -> None:
-    """Make the parser known to vLLM in this process."""
+    """Register the parser with vLLM in this process."""
     from vllm.entrypoints.generate.base.protocol import DeltaMessage
     from vllm.reasoning import ReasoningParser, ReasoningParserManager
 
@@ -114,7 +114,7 @@ def register() -> None:
 
 
 def _opens_thinking(tokenizer: Any, options: dict[str, Any]) -> bool:
-    """Whether the chat template begins the response with the thinking tag."""
+    """Return whether the chat template begins the response with the thinking tag."""
     if not getattr(tokenizer, "chat_template", None):
         return False
     from jinja2 import TemplateError

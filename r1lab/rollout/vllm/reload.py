@@ -1,4 +1,4 @@
-"""New weights into a model that vLLM holds already: in the trainer's process and in a server's."""
+"""Load new weights into a model that vLLM holds, in the trainer's process or a server's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from r1lab.types import R1labError
 
 
 def load_weights(runner: Any, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-    """Load all weights, by checkpoint name, through a worker's model runner, and mend what it left.
+    """Load all weights, by checkpoint name, through a worker's model runner, and patch the model.
 
-    The engine's prefix cache is the caller's to drop. Raises R1labError when weights are missing
-    or do not fit; what the model holds then is of no use.
+    The caller must drop the engine's prefix cache. Raises R1labError if weights are missing or do
+    not fit; the model is then unusable.
     """
     model = runner.get_model()
     with _recorded_names(model) as loaded, mends.embeddings_in_place(), torch.no_grad():
@@ -32,7 +32,7 @@ def load_weights(runner: Any, weights: Iterable[tuple[str, torch.Tensor]], versi
 
 @contextmanager
 def _recorded_names(model: Any) -> Iterator[set[str]]:
-    """The names of the parameters that `model.load_weights` reports as loaded, while inside."""
+    """Collect the names of the parameters that `model.load_weights` reports as loaded."""
     original = model.load_weights
     loaded: set[str] = set()
 

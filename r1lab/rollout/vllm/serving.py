@@ -1,8 +1,8 @@
-"""vLLM's OpenAI-compatible server, mended: what `vllm serve` would be if it ran V3 rightly.
+"""vLLM's OpenAI-compatible server with r1lab's patches, so that `vllm serve` runs V3 correctly.
 
 vLLM's own command cannot be started from its CPU build (it looks for the metadata of another
-distribution), and its workers are processes of their own, which need the mends of `vllm_mends`
-before they build the model: a worker extension brings them there (`vllm_worker`).
+distribution), and its workers are separate processes, which need `patches` before they build the
+model: a worker extension (`worker`) applies them there.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PLUGIN, PARSER = "r1lab.rollout.vllm.reasoning_parser", "r1lab"
 
 
 def serve_vllm(argv: Sequence[str]) -> None:
-    """Run vLLM's server in this process with the arguments of `vllm serve`, until a signal ends it.
+    """Run vLLM's server in this process with the arguments of `vllm serve`, until a signal.
 
-    `--worker-extension-cls` is `EXTENSION` unless another is named, which must mend likewise.
+    `--worker-extension-cls` defaults to `EXTENSION`; another one must apply the same patches.
     """
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server
@@ -48,7 +48,7 @@ def engine_arguments(
     folder: Path, config: PretrainedConfig, *, dtype: str, max_model_len: int | None,
     kv_cache_gib: float, gpu_memory_utilization: float, tensor_parallel_size: int = 1,
 ) -> list[str]:  # fmt: skip
-    """What an engine needs here: the arguments of `vllm serve`, the environment set to match."""
+    """Return the engine's arguments of `vllm serve`, and set the environment to match."""
     uses_mla_kernel = choose_attention(config, "auto")
     longest = max_model_len or config.max_position_embeddings
     arguments = [
@@ -59,22 +59,22 @@ def engine_arguments(
     if build is None or build.device != "cpu":
         return [*arguments, "--gpu-memory-utilization", str(gpu_memory_utilization)]
     if tensor_parallel_size == 1:
-        # The worker in the engine's process: one process less that imports everything.
+        # Run the worker in the engine's process: one process fewer that imports everything.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         arguments += ["--distributed-executor-backend", "uni"]
     if uses_mla_kernel:
         arguments += ["--attention-backend", CPU_MLA_BACKEND]
     return [
         *arguments, "--enforce-eager", "--kv-cache-memory-bytes", str(int(kv_cache_gib * 2**30)),
-        # A request with a seed of its own fails there when its prompt is split over two steps.
+        # A request with its own seed fails there if its prompt is split over two steps.
         "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(4096, longest)),
     ]  # fmt: skip
 
 
 class KeyGuard:
-    """ASGI middleware: the key (`KEY_VARIABLE`) before everything but /health.
+    """ASGI middleware that requires the key (`KEY_VARIABLE`) for everything except /health.
 
-    vLLM's own `--api-key` leaves endpoints open that sample as well (/invocations).
+    vLLM's own `--api-key` leaves other sampling endpoints open (/invocations).
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
@@ -82,7 +82,7 @@ class KeyGuard:
         self._key = os.environ[KEY_VARIABLE].encode()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Hand on what bears the key; a browser's question for leave (OPTIONS) bears none."""
+        """Pass on requests with the key; a browser's preflight (OPTIONS) carries none."""
         asks = scope["type"] in ("http", "websocket") and scope["path"] != "/health"
         if asks and scope.get("method") != "OPTIONS" and not self._knows(scope):
             from starlette.responses import JSONResponse
@@ -98,7 +98,7 @@ class KeyGuard:
 
 
 def _say_reasoning_content() -> None:
-    """Say thinking twice: vLLM names it `reasoning` now, older clients read `reasoning_content`."""
+    """Report thinking twice: vLLM calls it `reasoning`, older clients read `reasoning_content`."""
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.parser.abstract_parser import DelegatingParser
 
@@ -116,5 +116,5 @@ def _say_reasoning_content() -> None:
 
 def _named_twice(message: Any) -> Any:
     if message is not None and message.reasoning is not None:
-        message.reasoning_content = message.reasoning  # these models allow further fields
+        message.reasoning_content = message.reasoning  # these pydantic models allow extra fields
     return message

@@ -1,7 +1,7 @@
-"""Why vLLM did not start, in one line: the key to change, and what to change it to.
+"""Explain why vLLM did not start, in one line: the key to change, and its new value.
 
-vLLM tells by exceptions of general classes with long messages; here they become words. What none
-of these fits is told as vLLM said it, with the way around it.
+vLLM raises exceptions of general classes with long messages; this module translates the known
+ones. Others are reported in vLLM's words, with a workaround.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 from r1lab.types import RecipeError
 
-# What vLLM and torch say (vLLM 0.32): the cache does not hold one sequence; memory ran out; vLLM
-# has no such model.
+# Messages of vLLM 0.32 and torch: the cache cannot hold one sequence; out of memory; vLLM does not
+# support the model.
 _NO_CACHE = ("available memory for the cache", "kv cache is needed", "stored in kv cache",
              "available kv cache memory")  # fmt: skip
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory",
@@ -29,20 +29,20 @@ def explain_start_errors(
     gpu_memory_utilization: float,
     max_model_len: int | None,
 ) -> Iterator[None]:
-    """Around `vllm.LLM(...)`: whatever it raises becomes a RecipeError."""
+    """Turn any error of `vllm.LLM(...)` in this context into a RecipeError."""
     if on_cpu:
         room = ("sampling.kv_cache_gib", f"{kv_cache_gib:g} GiB")
     else:
         room = ("sampling.gpu_memory_utilization", f"{gpu_memory_utilization:g} of the GPU")
     try:
         yield
-    except Exception as error:  # of whatever class, from deep inside
+    except Exception as error:  # vLLM raises errors of many classes
         raise RecipeError(_explain(error, folder, *room, max_model_len)) from error
 
 
 def _explain(error: Exception, folder: str, key: str, room: str, max_model_len: int | None) -> str:
-    said = " ".join(str(error).split())
-    low = said.lower()
+    text = " ".join(str(error).split())
+    low = text.lower()
     length = "null" if max_model_len is None else str(max_model_len)
     if any(words in low for words in _NO_CACHE):
         return (
@@ -51,17 +51,17 @@ def _explain(error: Exception, folder: str, key: str, room: str, max_model_len: 
         )
     if isinstance(error, MemoryError) or any(words in low for words in _NO_MEMORY):
         return (
-            f"{key}: memory ran out while vLLM started with {room}; lower it, or lower "
+            f"{key}: out of memory while vLLM started with {room}; lower it, or lower "
             f"sampling.max_model_len ({length})"
         )
     if any(words in low for words in _NO_MODEL):
         return (
-            f"sampling.engine: 'vllm' has no model of the kind in {folder!r} ({said[:200]}); set "
-            "sampling.engine to transformers (slower), or take another base"
+            f"sampling.engine: 'vllm' does not support the model in {folder!r} ({text[:200]}); set "
+            "sampling.engine to transformers (slower), or use another base"
         )
     kind = type(error).__name__
     return (
         f"sampling.engine: 'vllm' does not start with the model in {folder!r} ({kind}: "
-        f"{said[:300]}); `r1lab doctor` looks for the cause, and sampling.engine: transformers "
-        "(slower) does without"
+        f"{text[:300]}); run `r1lab doctor` to find the cause, or set sampling.engine to "
+        "transformers (slower)"
     )

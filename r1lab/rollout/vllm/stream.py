@@ -1,7 +1,8 @@
-"""Requests that are added to an engine in process while others run, and its random stream.
+"""Stream of requests for an in-process engine, and the engine's random stream.
 
-The engine moves when it is told to, a token of every running request at a time, and takes requests
-in the order in which they were added. So what finishes when depends on what was sampled alone.
+The engine advances only when stepped, by one token of every running request, and accepts requests
+in the order in which they were added. The order in which requests finish therefore depends only on
+the sampled tokens.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ class RandomStream:
     """A random stream that vLLM draws from while it is `lent`.
 
     vLLM draws from torch's default generators, which are the trainer's. (A per-request seed would
-    cost 15%, and crashes on the CPU when a prompt is prefilled in more than one chunk.)
+    cost 15%, and crashes on the CPU if a prompt is prefilled in more than one chunk.)
     """
 
     def __init__(self, seed: int) -> None:
-        """The state just after `torch.manual_seed(seed)`, without touching the present one."""
+        """Start in the state after `torch.manual_seed(seed)`, without changing torch's state."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._state = _random_state()
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """torch's default generators are at this stream's place, while inside, and move it on."""
+        """Set torch's default generators to this stream for the context, and advance it."""
         with torch.random.fork_rng():
             torch.set_rng_state(self._state[0])
             if self._state[1] is not None:
@@ -55,13 +56,13 @@ class VllmStream:
         random: RandomStream,
         as_group: Callable[[RequestOutput], tuple[Completion, ...]],
     ) -> None:
-        """`as_group` makes the completions of one prompt from what the engine gives for it.
+        """`as_group` builds the completions of one prompt from the engine's output for it.
 
-        `engine` is asked each time: a stream keeps none alive that was closed.
+        `engine` is called each time, so that a stream does not keep a closed engine alive.
         """
         self._engine, self._params, self._random, self._as_group = engine, params, random, as_group
         self._num_added = 0
-        self._numbers: dict[str, int] = {}  # of the prompts in flight, by the engine's name
+        self._numbers: dict[str, int] = {}  # prompts in flight, by the engine's request id
 
     def add(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """See `GroupStream.add`."""
@@ -73,7 +74,7 @@ class VllmStream:
             use_tqdm=False,
         )
         for name in names:
-            # What comes back is called as it was before vLLM put random letters behind it.
+            # vLLM appends random letters to request ids, but returns the original ids.
             self._numbers[name.partition("-")[0]] = self._num_added
             self._num_added += 1
 
@@ -93,13 +94,13 @@ class VllmStream:
         return [(number, self._as_group(numbered[number])) for number in sorted(numbered)]
 
     def drop(self) -> None:
-        """Take what is in flight back from the engine."""
+        """Abort the requests in flight."""
         if self._numbers:
             self._engine().llm_engine.abort_request([*self._numbers])
         self._numbers = {}
 
 
 def _random_state() -> _RandomState:
-    """torch's default generators: the CPU's and, where there is one, the current GPU's."""
+    """Return torch's default generators: the CPU's and, if present, the current GPU's."""
     gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return torch.get_rng_state(), gpu
