@@ -28,20 +28,20 @@ def missing(path: Path, *, what: str = "file") -> str:
 
 
 def raised(error: BaseException, own: str | None = None) -> str:
-    """`mine.py, line 12: KeyError: 'x'`: an error of the user's code, behind where it was running.
+    """Describe an error in the user's code with its location: `mine.py, line 12: KeyError: 'x'`.
 
-    That is the last line of the file `own`, or of any file outside Python and this package.
+    The location is the last frame in the file `own`, or in any file outside Python and r1lab.
     """
     message = " ".join(str(error).split())[:300]
-    said = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}: {said}"
+        return f"{error.filename}, line {error.lineno}: {text}"
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename == own or _is_users(frame.filename)
     ]
-    return f"{frames[-1].filename}, line {frames[-1].lineno}: {said}" if frames else said
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: {text}" if frames else text
 
 
 def _is_users(filename: str) -> bool:

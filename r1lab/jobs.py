@@ -117,17 +117,17 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _last(task: Task) -> str:
-    """The last line that a task wrote, which is where an error of r1lab's stands."""
+    """Return the last line of a task's log, where r1lab prints its error."""
     lines = task.log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return f"{said[-1][:300] if said else 'it said nothing'} ({task.log})"
+    written = [line.strip() for line in lines if line.strip()]
+    return f"{written[-1][:300] if written else 'no output'} ({task.log})"
 
 
 def check_failed(failed: Sequence[Task], total: int) -> None:
-    """RunStopped where tasks failed, after everything else has been run and shown."""
+    """Raise RunStopped if tasks failed. Call it after all other results have been shown."""
     if failed:
         names = "; ".join(task.label for task in failed)
         raise RunStopped(
-            f"{len(failed)} of {total} could not be run ({names}); see their logs, mend the cause "
-            "and give the same command again"
+            f"{len(failed)} of {total} could not be run ({names}); see their logs, fix the cause "
+            "and run the same command again"
         )

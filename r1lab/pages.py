@@ -1,6 +1,6 @@
-"""Which page of the documentation explains an error: named at the end of its line.
+"""Finds the documentation page about an error, to append to its message.
 
-By the recipe's key that the message is about, else by what it speaks of. Nothing here imports
+The page is chosen by the recipe key in the message, else by the words in it. Nothing here imports
 torch.
 """
 
@@ -48,7 +48,7 @@ _KEY = re.compile(r"(?:^|: |--)([a-z_]+)((?:\.\w+)*)(?=: | needs | has )")
 
 
 def page_for(message: str) -> str | None:
-    """The page about this error, from the root of the checkout; None where none is."""
+    """Return the page about this error, relative to the checkout; None if there is none."""
     first, *rest = _BY_WORDS
     if re.search(first[0], message):
         return first[1]
@@ -59,6 +59,6 @@ def page_for(message: str) -> str | None:
 
 
 def with_page(message: str) -> str:
-    """The message with its page in brackets behind it, unless it names one already."""
+    """Append the page in brackets to the message, unless it already names one."""
     page = page_for(message)
     return message if page is None or "docs/" in message else f"{message} ({page})"

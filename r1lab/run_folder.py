@@ -299,11 +299,11 @@ class RunFolder:
         return {name: version for name, _, version in pairs if version}
 
     def check_unused(self) -> None:
-        """Refuse a folder that holds a run already; raises R1labError."""
+        """Raise R1labError if the folder already contains a run."""
         if self.metrics():
             raise R1labError(
-                f"output: {self.path} holds a run already; go on with --resume, or name another "
-                "folder with --output"
+                f"output: {self.path} already contains a run; pass --resume to continue it, "
+                "or name another folder with --output"
             )
 
     def trained_model(self) -> Path:

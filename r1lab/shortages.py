@@ -1,11 +1,11 @@
-"""Telling that memory or the disk ran out, whatever the library called it."""
+"""Detects out-of-memory and disk-full errors, whichever library raised them."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
 
-# What torch and the C++ runtime say where there is no class of its own for it.
+# Messages of torch and the C++ runtime for errors without a class of their own.
 _NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "cannot allocate memory")
 
 # ENOSPC, EFBIG and EDQUOT, as Rust (safetensors) and C++ (torch, arrow) put them into words.
@@ -17,7 +17,7 @@ _NO_DISK = ("no space left", "file too large", "quota exceeded", "os error 28", 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or what it was raised from, is memory that ran out (CPU or GPU)."""
     return any(
-        # torch.OutOfMemoryError by its name: telling must not import torch.
+        # Match torch.OutOfMemoryError by name, so that torch is not imported here.
         isinstance(link, MemoryError)
         or type(link).__name__ == "OutOfMemoryError"
         or (isinstance(link, RuntimeError | OSError) and _says(link, _NO_MEMORY))
@@ -41,5 +41,5 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _says(error: BaseException, sayings: tuple[str, ...]) -> bool:
-    said = str(error).lower()
-    return any(saying in said for saying in sayings)
+    message = str(error).lower()
+    return any(saying in message for saying in sayings)

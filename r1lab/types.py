@@ -22,7 +22,7 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 class R1labError(Exception):
-    """A fault that the user can mend: shown as one line, without a traceback.
+    """An error that the user can fix: shown as one line, without a traceback.
 
     `exit_code` is 2 for bad input (the default) and other values for a run that had to stop.
     """
@@ -35,17 +35,17 @@ class RecipeError(R1labError, ValueError):
 
 
 class ScoreError(ValueError):
-    """A score that is no finite number: a mistake in a reward's code, not of a response."""
+    """A score that is not a finite number: a mistake in the reward's code, not in a response."""
 
 
 class RunStopped(R1labError):
-    """A run stopped itself because going on would be worthless (weights out of step, no reward)."""
+    """A run stopped itself because continuing is pointless (weights out of step, no reward)."""
 
     exit_code = 4
 
 
 class InfrastructureError(R1labError):
-    """What a run stands on gave way: the sampler's engine, memory, the disk."""
+    """The run's infrastructure failed: the sampler's engine, memory, the disk."""
 
     exit_code = 5
 

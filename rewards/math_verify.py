@@ -1,4 +1,4 @@
-"""Hugging Face's Math-Verify as a reward: a second opinion beside `math`.
+"""Hugging Face's Math-Verify as a reward: a second opinion besides `math`.
 
 Needs the package math-verify (r1lab's extra `grade`). Its rules differ from docs/verifiers.md in
 places (it rounds, and reads several answers); `scripts/bench_verifiers.py` shows where. Only what

@@ -1,1 +1,1 @@
-"""Talking to a model in the terminal: who answers (`speakers`), the conversation (`terminal`)."""
+"""Talking to a model in the terminal: who answers (`backends`), the conversation (`terminal`)."""

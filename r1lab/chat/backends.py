@@ -1,6 +1,6 @@
 """Who answers: a model in this process, or a server that speaks OpenAI's protocol.
 
-Every question stands alone: R1-Zero and its like were trained on single questions, in the prompt of
+Questions are independent: R1-Zero and its like were trained on single questions, in the prompt of
 their run. An answer comes in pieces, thinking and content apart.
 """
 
@@ -58,7 +58,7 @@ class Speaker(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
         ...
 
 
@@ -241,7 +241,7 @@ def _choices(reply: Any) -> Iterator[dict[str, Any]]:
         try:
             event = json.loads(data)
         except ValueError:
-            raise R1labError(f"the server sent what is no JSON: {data[:100]!r}") from None
+            raise R1labError(f"the server sent invalid JSON: {data[:100]!r}") from None
         if error := event.get("error"):
             raise R1labError(f"the server stopped: {str(error)[:300]}")
         yield from event.get("choices", ())[:1]

@@ -2,7 +2,7 @@
 
 In a terminal one line is one question; `/thinking`, or Ctrl-T, switches how thinking is shown;
 Ctrl-C stops an answer, Ctrl-D leaves. Where input or output is no terminal, each line of the input
-is a question and each answer ends its line; thinking, where it is to be shown, stands in its tags.
+is a question and each answer ends its line; thinking, if shown, is in its tags.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class _Conversation:
         return bool(pressed)
 
     def _say(self, text: str) -> None:
-        """A line of the program's own."""
+        """Print a message of the program."""
         self._write(f"{self._dimmed(text)}\n")
 
     def _dimmed(self, text: str) -> str:

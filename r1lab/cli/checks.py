@@ -1,8 +1,8 @@
-"""What a run needs, checked before anything heavy is imported: `r1lab train --dry-run` is this.
+"""The checks before a run, without heavy imports; `r1lab train --dry-run` runs only these.
 
-The order is that of what a user most likely got wrong, and of what costs least to look at: where
-the run writes, rewards, problems, the base's folder, what fits its context, gold answers. Every
-refusal is a RecipeError of one line. Nothing here imports torch.
+They are ordered by how likely a mistake is and how cheap it is to detect: the output folder,
+rewards, problems, the base model's folder, context length, gold answers. Every error is a
+RecipeError of one line. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ from r1lab.types import Problem, R1labError, RecipeError
 from r1lab.verify import IsolatedRunner, load_reward
 from r1lab.verify.gold import check_gold
 
-# The trackers that accelerate knows, and the packages that they need.
+# The trackers that accelerate supports, and the packages that they need.
 TRACKERS = {
     "aim": "aim", "clearml": "clearml", "comet_ml": "comet_ml", "dvclive": "dvclive",
     "mlflow": "mlflow", "swanlab": "swanlab", "tensorboard": "tensorboard", "trackio": "trackio",
     "wandb": "wandb",
 }  # fmt: skip
 
-_LEAST_FREE_MIB = 64  # of the disk: less does not hold a run of any size
-_GENERATED = 256  # problems of a stream whose prompts are measured; of a table all are
+_LEAST_FREE_MIB = 64  # minimum free disk space: less is not enough for any run
+_GENERATED = 256  # problems of a stream whose prompts are measured; tables are measured whole
 
 
 def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> list[str]:
-    """Refuse what cannot run, and return what to warn of, a line each.
+    """Refuse a recipe that cannot run, and return warnings of one line each.
 
-    `dry_run` asks no hub and no installed package; without `writes` nothing is said of where a run
-    writes. Raises R1labError.
+    `dry_run` skips the hub and the check for installed packages; `writes=False` skips the checks
+    of the output folder. Raises R1labError.
     """
     check_launch(recipe, num_processes())
     if writes:
@@ -90,7 +90,7 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
     train = load_mixture(recipe.problems, "train")
     if recipe.problems.curriculum is not None:
         Curriculum(train, recipe.problems.curriculum)
-    _table_rows(train)  # before the held-out ones, so that a row's fault is told by its place
+    _table_rows(train)  # before the held-out rows, so that an error names the row's place
     evaluation = recipe.evaluation
     tested = load_mixture(recipe.problems, "test", evaluation.seed)
     held_out = tested.distinct(evaluation.num_problems)
@@ -108,21 +108,21 @@ def check_run(recipe: TrainRecipe, *, dry_run: bool, writes: bool = True) -> lis
     first, rows = [train[i] for i in range(_GENERATED)], _table_rows(train)
     _check_enough(train, rows, num_processes())
     if base is not None:
-        all_held_out = [*held_out, *_table_rows(tested)]  # another evaluation may ask the others
+        all_held_out = [*held_out, *_table_rows(tested)]  # another evaluation may use the others
         warnings += _check_prompts(recipe, base, [*rows, *first], all_held_out)
     num = recipe.problems.check_gold
     if num and process_rank() == 0:
         with IsolatedRunner(recipe.reward_workers) as runner:
             tried = {problem.id: problem for problem in (*first[:num], *held_out[:num])}
-            said = check_gold(
+            warning = check_gold(
                 list(tried.values()), recipe.rewards, TEMPLATES[recipe.template], runner
             )
-        warnings += [said] if said else []
+        warnings += [warning] if warning else []
     return warnings
 
 
 def check_pretraining(recipe: PretrainRecipe, *, dry_run: bool) -> None:
-    """Refuse a pre-training that cannot run; raises RecipeError."""
+    """Refuse a pre-training recipe that cannot run. Raises RecipeError."""
     check_writable(recipe.run_folder, "output")
     if not dry_run:
         check_installed("torch")
@@ -132,9 +132,9 @@ def check_pretraining(recipe: PretrainRecipe, *, dry_run: bool) -> None:
         load(seed=recipe.seed, **recipe.corpus.options)[0]
     except R1labError:
         raise
-    except (TypeError, ValueError, OSError) as error:  # the options are the user's
+    except (TypeError, ValueError, OSError) as error:  # from the user's options
         raise RecipeError(f"corpus.options: {' '.join(str(error).split())}") from error
-    except Exception as error:  # and the corpus may be his code
+    except Exception as error:  # the corpus may be the user's code
         raise RecipeError(f"corpus.source: {recipe.corpus.source!r}: {raised(error)}") from error
     for index, name in enumerate(recipe.card_sources if recipe.card_problems else ()):
         resolve(name, "source", key=f"card_sources.{index}")
@@ -144,9 +144,10 @@ def check_pretraining(recipe: PretrainRecipe, *, dry_run: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """What a base's folder says of prompts.
+    """The properties of a base model's folder that limit prompts.
 
-    limit      tokens of a prompt and its response;  allowed  those that the model has positions for
+    limit      maximum tokens of a prompt and its response
+    allowed    positions that the model supports
     """
 
     folder: Path
@@ -167,7 +168,7 @@ class _Base:
 
 
 def _open_base(recipe: TrainRecipe, *, dry_run: bool) -> _Base | None:
-    """The base's folder, looked through; None where it says nothing of prompts without torch."""
+    """Check the base model's folder; return None if prompts cannot be measured without torch."""
     path = recipe.model.path
     check_kernel_precision(recipe.model)
     if dry_run and is_on_a_hub(path):
@@ -193,7 +194,7 @@ def _open_base(recipe: TrainRecipe, *, dry_run: bool) -> _Base | None:
 def _check_prompts(
     recipe: TrainRecipe, base: _Base, problems: list[Problem], held_out: list[Problem]
 ) -> list[str]:
-    """Refuse what does not fit the base's context; warn of what its vocabulary lacks."""
+    """Refuse prompts that exceed the context; return warnings of words outside the vocabulary."""
     template, longest = TEMPLATES[recipe.template], recipe.sampling.most_tokens
     encode = base.tokenizer.encode
     for some in (held_out, problems):
@@ -208,7 +209,7 @@ def _check_prompts(
 
 
 def _unsampled(folder: Path, path: str) -> list[str]:
-    """A warning where transformers would refuse to save the base's generation settings."""
+    """Return a warning if transformers would refuse to save the base's generation settings."""
     settings = unsampled_settings(folder)
     if not settings:
         return []
@@ -221,33 +222,33 @@ def _unsampled(folder: Path, path: str) -> list[str]:
 def _left_out(
     recipe: TrainRecipe, limit: int | None, *pairs: tuple[ProblemMixture, ProblemMixture]
 ) -> list[str]:
-    """What `problems.leave_out_long` has left out, in a line."""
+    """Return a warning with the number of rows that `problems.leave_out_long` dropped."""
     counts = [[len(_table_rows(mixture)) for mixture in pair] for pair in pairs]
     left, total = sum(all - kept for all, kept in counts), sum(all for all, _ in counts)
     if not left:
         return []
     return [
-        f"problems.leave_out_long: {left} of {total} rows are left out, whose prompts and "
-        f"sampling.max_tokens ({recipe.sampling.most_tokens}) do not fit {limit} tokens of context"
+        f"problems.leave_out_long: {left} of {total} rows are left out, because their prompts plus "
+        f"sampling.max_tokens ({recipe.sampling.most_tokens}) exceed the context of {limit} tokens"
     ]
 
 
 def _warnings(path: str, tokenizer: QuickTokenizer, problems: list[Problem]) -> list[str]:
-    found = []
+    warnings = []
     if not tokenizer.has_padding:
-        found.append(
-            f"model.path: the tokenizer of {path!r} names no pad_token; token 0 fills padded "
-            "places, which no figure counts"
+        warnings.append(
+            f"model.path: the tokenizer of {path!r} names no pad_token; token 0 is used for "
+            "padding, which is masked out of all metrics"
         )
     share, words = unknown_words(problems, tokenizer.encode, tokenizer.unknown)
-    said = unknown_warning(path, share, words)
-    return [*found, said] if said else found
+    warning = unknown_warning(path, share, words)
+    return [*warnings, warning] if warning else warnings
 
 
 def _table_rows(mixture: ProblemMixture) -> list[Problem]:
-    """All rows of its tables and lists; those of streams are endless.
+    """Return all rows of the mixture's tables and lists; streams are endless and left out.
 
-    Read through the mixture, which checks what it hands out.
+    The rows are read through the mixture, which validates them.
     """
     lengths = [len(getattr(stream, "problems", ())) for stream in mixture.streams]
     return [
@@ -258,7 +259,7 @@ def _table_rows(mixture: ProblemMixture) -> list[Problem]:
 
 
 def _check_enough(train: ProblemMixture, rows: list[Problem], world: int) -> None:
-    """Refuse tables that have not a problem for each process."""
+    """Refuse tables with fewer problems than processes."""
     are_tables = all(hasattr(stream, "problems") for stream in train.streams)
     if are_tables and len(rows) < world:
         raise RecipeError(
@@ -268,21 +269,21 @@ def _check_enough(train: ProblemMixture, rows: list[Problem], world: int) -> Non
 
 
 def check_shared_folder(folder: Path) -> None:
-    """Refuse a folder that weights cannot go through; raises RecipeError."""
+    """Refuse a folder that cannot be used to transfer weights. Raises RecipeError."""
     if not folder.is_dir():
         raise RecipeError(
-            f"sampling.weights_folder: {str(folder)!r} is no folder; make it, on a disk that the "
-            "trainer and all servers share"
+            f"sampling.weights_folder: {str(folder)!r} is not a folder; create it on a disk that "
+            "the trainer and all servers share"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RecipeError(
-            f"sampling.weights_folder: {str(folder)!r} cannot be written to; name another, or mend "
-            "its permissions"
+            f"sampling.weights_folder: {str(folder)!r} is not writable; fix its permissions, or "
+            "use another folder"
         )
 
 
 def check_trackers(trackers: tuple[str, ...], *, installed: bool = True) -> None:
-    """Refuse trackers that accelerate does not know, or (`installed`) whose package is missing."""
+    """Refuse trackers that accelerate lacks, or (`installed`) whose package is missing."""
     for index, name in enumerate(trackers):
         key = f"tracking.trackers.{index}"
         if name not in TRACKERS:
@@ -297,13 +298,13 @@ def check_trackers(trackers: tuple[str, ...], *, installed: bool = True) -> None
 
 
 def check_writable(path: str | Path, key: str) -> None:
-    """Refuse a folder that cannot be made, or written in; nothing is made."""
+    """Refuse a folder that cannot be created or written. Creates nothing."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{key}: {str(path)!r} is a file; name a folder, new or of a run")
     above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not above.is_dir():
-        raise RecipeError(f"{key}: {str(path)!r} lies below {str(above)!r}, which is a file")
+        raise RecipeError(f"{key}: {str(path)!r} is inside {str(above)!r}, which is a file")
     read_only = bool(os.statvfs(above).f_flag & os.ST_RDONLY)
     if read_only or not os.access(above, os.W_OK | os.X_OK):
         raise RecipeError(
@@ -319,7 +320,7 @@ def check_writable(path: str | Path, key: str) -> None:
 
 
 def check_writable_file(path: str | Path, key: str) -> None:
-    """Refuse a file that could not be written when the work is done; nothing is made."""
+    """Refuse a file that could not be written when the work is done. Creates nothing."""
     file = Path(path)
     if file.is_dir():
         raise R1labError(f"{key}: {str(path)!r} is a folder; name a file")
@@ -332,11 +333,11 @@ def check_writable_file(path: str | Path, key: str) -> None:
 
 
 def check_installed(package: str) -> None:
-    """Refuse to go on without a package of r1lab's extras."""
+    """Raise RecipeError if a package of r1lab's extras is not installed."""
     if importlib.util.find_spec(package) is None:
         raise RecipeError(f"{package} is not installed here; install r1lab's extra [cpu] or [gpu]")
 
 
 def is_on_a_hub(path: str) -> bool:
-    """Whether a base's name looks like one of a hub, `owner/model`."""
+    """Return whether a model path looks like a hub name, `owner/model`."""
     return path.count("/") == 1 and not Path(path).parent.is_dir()

@@ -30,8 +30,8 @@ def add_lineage_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     parser.epilog = (
-        "pass@1 is shown with its interval if an evaluation was stored. `changed since`: the files\n"
-        "differ from the recorded ones; `gone`: they no longer exist."
+        "pass@1 is shown with its interval if an evaluation was stored. `changed since`: the\n"
+        "files differ from the recorded ones; `gone`: they no longer exist."
     )
 
 
@@ -113,8 +113,8 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--vllm-args", default="", metavar="ARGS", help="additional arguments for `vllm serve`")
     parser.epilog = (
-        "OpenAI clients find the thinking in `reasoning` (and `reasoning_content`) and the rest of\n"
-        "the response in `content`. docs/using-models.md has examples."
+        "OpenAI clients find the thinking in `reasoning` (and `reasoning_content`) and the rest\n"
+        "of the response in `content`. docs/using-models.md has examples."
     )
 
 

@@ -1,4 +1,4 @@
-"""`r1lab new reward NAME`: a small reward of your own, with its test, ready to run."""
+"""`r1lab new reward NAME`: write a small reward function and its test, ready to run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from r1lab.types import R1labError
 
 _REWARD = '''\
-"""Is the answer right? Say here what counts as right, and why."""
+"""Is the answer right? Describe here what counts as right, and why."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LONGEST = 200  # characters: a model may write anything, so refuse by size befor
 
 
 def reward(problem: Problem, completion: Completion) -> Verdict:
-    """1.0 where the answer is the gold one, capitals and white space apart, else 0.0.
+    """Return 1.0 if the answer equals the gold answer, ignoring case and white space, else 0.0.
 
-    `completion` has .text (the whole response), .thinking and .answer (its parts, None where they
-    are missing); `problem` has .question, .answer and .metadata.
+    `completion` has .text (the whole response), .thinking and .answer (its parts, None if
+    missing); `problem` has .question, .answer and .metadata.
     """
     if completion.answer is None:
         return Verdict(0.0, "no answer")
@@ -34,7 +34,7 @@ def reward(problem: Problem, completion: Completion) -> Verdict:
 
 
 def plain(text: str) -> str:
-    """The text in small letters, with single spaces."""
+    """Return the text in lower case with single spaces."""
     return " ".join(text.lower().split())
 '''
 
@@ -68,23 +68,23 @@ def test_the_answer_is_not_looked_for_in_the_thinking():
 
 
 def new_reward(name: str) -> tuple[Path, Path]:
-    """Write NAME.py and test_NAME.py (NAME may stand in a folder) and return their paths.
+    """Write NAME.py and test_NAME.py and return their paths. NAME may include a folder.
 
-    Raises R1labError where one of them is there already, and for a name that cannot be imported.
+    Raises R1labError if one of the files exists, or if the name cannot be imported.
     """
     path = Path(name)
     stem = path.name.removesuffix(".py")
     if not stem.isidentifier() or keyword.iskeyword(stem):
-        raise R1labError(f"{stem!r} is no name for a Python file; use letters, digits and _")
+        raise R1labError(f"{stem!r} is not a valid Python module name; use letters, digits and _")
     if stem in sys.stdlib_module_names:
-        raise R1labError(f"{stem!r} is a module of Python itself; choose another name")
+        raise R1labError(f"{stem!r} is a standard library module; choose another name")
     files = {
         path.with_name(f"{stem}.py"): _REWARD,
         path.with_name(f"test_{stem}.py"): _TEST.format(name=stem, test=f"test_{stem}.py"),
     }
     for file in files:
         if file.exists():
-            raise R1labError(f"{file} is there already; nothing was written")
+            raise R1labError(f"{file} already exists; nothing was written")
     path.parent.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         with file.open("x", encoding="utf-8") as opened:

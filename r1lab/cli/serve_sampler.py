@@ -10,34 +10,50 @@ from r1lab.cli.arguments import whole
 from r1lab.precision import CHOICES
 
 _EPILOG = """\
-The server samples for `r1lab train RECIPE --sampling.engine server`; docs/samplers.md says how.
-Without R1LAB_SERVER_KEY in the environment it answers its own machine alone.
+The server samples for `r1lab train RECIPE --sampling.engine server`; see docs/samplers.md.
+Without R1LAB_SERVER_KEY in the environment it accepts only local connections.
 """
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab serve-sampler`."""
+    """Add the arguments of `r1lab serve-sampler`."""
     parser.set_defaults(takes_overrides=False)
     parser.epilog = _EPILOG
     add = parser.add_argument
-    add("model", metavar="MODEL", help="the recipe's model.path: a shipped base, folder, hub name")
-    add("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    add("--port", type=whole(1), default=8000)
-    add("--weights-folder", metavar="FOLDER", help="where weights come through, shared with the "
-        "trainer (its sampling.weights_folder; the path may be another here)")  # fmt: skip
-    add("--transfer", choices=["nccl"], help="take weights from GPU to GPU")
-    add("--dtype", choices=CHOICES, default="auto",
-        help="as model.dtype of the recipe")  # fmt: skip
+    add("model", metavar="MODEL", help="the recipe's model.path: a shipped model, folder, hub name")
     add(
-        "--max-model-len", type=whole(1), help="prompt and response, at most (default: the model's)"
-    )
-    add("--kv-cache-gib", type=float, default=1.0, help="vLLM's cache, on a CPU (default: 1)")
-    add("--gpu-memory-utilization", type=float, default=0.9, help="on a GPU (default: 0.9)")
-    add("--max-num-seqs", type=whole(1), default=512, help="sequences at a time (default: 512)")
-    add("--tensor-parallel-size", type=whole(1), default=1, help="GPUs that share the model")
-    add("--seed", type=whole(0), default=0)
+        "--host", default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only)",
+    )  # fmt: skip
+    add("--port", type=whole(1), default=8000, help="port to listen on (default: 8000)")
+    add("--weights-folder", metavar="FOLDER", help="shared folder from which weights are read: the "
+        "trainer's sampling.weights_folder, under the path that this machine uses")  # fmt: skip
+    add("--transfer", choices=["nccl"], help="receive weights from GPU to GPU")
+    add("--dtype", choices=CHOICES, default="auto",
+        help="dtype of the weights, as model.dtype of the recipe (default: auto)")  # fmt: skip
+    add(
+        "--max-model-len", type=whole(1),
+        help="maximum tokens of prompt and response together (default: the model's)",
+    )  # fmt: skip
+    add(
+        "--kv-cache-gib", type=float, default=1.0,
+        help="vLLM's KV cache on a CPU, in GiB (default: 1)",
+    )  # fmt: skip
+    add(
+        "--gpu-memory-utilization", type=float, default=0.9,
+        help="fraction of GPU memory that vLLM may use (default: 0.9)",
+    )  # fmt: skip
+    add(
+        "--max-num-seqs", type=whole(1), default=512,
+        help="maximum concurrent sequences (default: 512)",
+    )  # fmt: skip
+    add(
+        "--tensor-parallel-size", type=whole(1), default=1,
+        help="number of GPUs that share the model (default: 1)",
+    )  # fmt: skip
+    add("--seed", type=whole(0), default=0, help="random seed of the engine (default: 0)")
     add("--vllm", metavar="OPTIONS", default="",
-        help='further options of vLLM, as they are: --vllm="--enable-expert-parallel"')  # fmt: skip
+        help='additional vLLM options: --vllm="--enable-expert-parallel"')  # fmt: skip
 
 
 def serve_sampler(options: argparse.Namespace, _: object) -> int:

@@ -1,4 +1,4 @@
-"""The commands of the supervised stages and of the pipeline that joins them."""
+"""The commands of the supervised stages and of the pipeline that connects them."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
     from r1lab.pipeline.run import PipelineRun
 
 COMMANDS = {
-    "sft": "train on prompts and completions (SFT)",
-    "sample": "sample a model, and keep what the rewards accept as rows to train on",
-    "reward-model": "train a reward model from pairs of replies",
-    "distil": "train a student on its own samples, towards a teacher",
+    "sft": "fine-tune on prompts and completions (SFT)",
+    "sample": "sample a model and keep accepted responses as training rows (rejection sampling)",
+    "reward-model": "train a reward model from pairs of responses",
+    "distil": "distil a teacher into a student on the student's own samples",
 }
 
 
 def schema_of(command: str) -> type[Section]:
-    """The schema of the recipes that a command takes."""
+    """Return the recipe schema of a command."""
     from r1lab.config import stages as schemas
 
-    found: dict[str, type[Section]] = {
+    schema_by_command: dict[str, type[Section]] = {
         "sft": schemas.SftRecipe,
         "sample": schemas.SampleRecipe,
         "reward-model": schemas.RewardModelRecipe,
         "distil": schemas.DistilRecipe,
         "pipeline": schemas.PipelineRecipe,
     }
-    return found[command]
+    return schema_by_command[command]
 
 
 def run_stage(options: argparse.Namespace, overrides: list[Override]) -> int:
-    """`r1lab sft RECIPE` and its sisters."""
+    """`r1lab sft RECIPE`, and the same for `sample`, `reward-model` and `distil`."""
     from r1lab.cli.checks import check_installed, check_writable
     from r1lab.config.reading import dump_resolved, load_recipe
 
@@ -80,19 +80,20 @@ def _call_of(command: str) -> Callable[..., Path]:
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab pipeline` beside its recipe."""
+    """Add the arguments of `r1lab pipeline`, except its recipe."""
     parser.add_argument("--from", dest="first", metavar="STAGE",
-                        help="run this stage again, and all that take anything of it")  # fmt: skip
-    parser.add_argument("--until", metavar="STAGE", help="only this stage, and those it needs")
+                        help="rerun this stage and all stages that depend on it")  # fmt: skip
+    parser.add_argument("--until", metavar="STAGE", help="run only this stage and its dependencies")
     parser.add_argument(
-        "--quick", action="store_true", help="as the recipe's `quick` has it: small, and soon done"
+        "--quick", action="store_true", help="small, fast version: apply the recipe's `quick` keys"
     )
     parser.add_argument(
-        "--jobs", type=whole(1), metavar="N", help="processes side by side (as many as cores)"
+        "--jobs", type=whole(1), metavar="N", help="parallel processes (default: one per core)"
     )
     parser.epilog = (
-        "A stage that is done is run again only when its recipe or its inputs have changed.\n"
-        "Interrupted, the same command goes on. docs/r1-pipeline.md has the committed results."
+        "A finished stage is rerun only if its recipe or its inputs have changed. Run the same\n"
+        "command again to resume after an interruption. docs/r1-pipeline.md has the committed\n"
+        "results."
     )
 
 
@@ -122,21 +123,24 @@ def pipeline(options: argparse.Namespace, overrides: list[Override]) -> int:
     try:
         run.go()
     except KeyboardInterrupt:
-        print("interrupted; what is done stays, and the same command goes on")
+        print("interrupted; finished stages are kept, run the same command again to resume")
         raise
     print("\n".join(table_of(stages, recipe)))
-    print(f"everything lies in {recipe.run_folder}")
+    print(f"results are in {recipe.run_folder}")
     return 0
 
 
 def _quick(recipe: PipelineRecipe, path: Path, overrides: list[Override]) -> PipelineRecipe:
-    """The pipeline's own keys as --quick has them, in a folder of its own; R1labError without."""
+    """Return the recipe with its own `quick` keys applied, in a separate output folder.
+
+    Raises R1labError if the recipe has no `quick`.
+    """
     import json
 
     from r1lab.config.reading import load_recipe
 
     if not recipe.quick:
-        raise R1labError("--quick: this pipeline's recipe has no `quick` to say what that is")
+        raise R1labError("--quick: the pipeline's recipe has no key `quick`; add it")
     stages = tuple(f"{name}." for name in recipe.stages)
     own = [(key, json.dumps(value)) for key, value in recipe.quick.items()
            if not key.startswith(stages)]  # fmt: skip
@@ -144,7 +148,7 @@ def _quick(recipe: PipelineRecipe, path: Path, overrides: list[Override]) -> Pip
         own.append(("output", f"{recipe.run_folder}-quick"))
     unknown = [key for key, _ in own if key.partition(".")[0] not in type(recipe).model_fields]
     if unknown:
-        raise RecipeError(f"quick.{unknown[0]}: neither a key of the pipeline nor STAGE.key")
+        raise RecipeError(f"quick.{unknown[0]}: must be a key of the pipeline, or STAGE.key")
     return load_recipe(path, [*own, *overrides], schema=type(recipe))
 
 
@@ -156,7 +160,7 @@ def _print_plan(run: PipelineRun, stages: list[Stage]) -> None:
         takes = stage.settings.minutes
         minutes += takes or 0.0 if state != "done" else 0.0
         parents = f" from {', '.join(stage.parents)}" if stage.parents else ""
-        told = f", about {takes:g} min" if takes else ""
-        print(f"{state:8} {stage.name:{width}}  {stage.kind}{parents}{told}")
+        duration = f", about {takes:g} min" if takes else ""
+        print(f"{state:8} {stage.name:{width}}  {stage.kind}{parents}{duration}")
         print(f"{'':8} {'':{width}}  r1lab {shlex.join(stage.command[3:])}")
-    print(f"{minutes:g} core-minutes are left, by what each took where they were measured")
+    print(f"{minutes:g} core-minutes left, from the measured duration of each stage")

@@ -1,4 +1,4 @@
-"""First contact: what `r1lab` says alone, `r1lab quickstart`, and completion for shells."""
+"""First contact: the welcome text of `r1lab`, thread settings and shell completion."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh", "tcsh")
 
 _WELCOME = """\
-r1lab: reasoning reinforcement learning on your own problem and your own hardware.
+r1lab: reasoning reinforcement learning on your own problems and your own hardware.
 
-  r1lab doctor                          what this machine has and can do
-  r1lab quickstart                      train the small base that ships: 8 minutes on two cores
-  r1lab new reward my_reward            a reward of your own, with its test
+  r1lab doctor                          diagnose this machine
+  r1lab quickstart                      train the shipped small model: 8 minutes on two cores
+  r1lab new reward my_reward            create your own reward and its test
   r1lab verify my_reward.py --problems boxes
   r1lab train RECIPE --dry-run          check a recipe; --preflight: can this run learn?
 {newest}
-A puzzle of your own in 20 minutes: docs/tutorial.md. All commands: r1lab --help.
-Completion of commands and keys: source <(r1lab completion bash)
+Train on your own puzzle in 20 minutes: docs/tutorial.md. All commands: r1lab --help.
+Shell completion of commands and keys: source <(r1lab completion bash)
 """
 
 
 def welcome(folder: Path) -> str:
-    """What to do next; with the newest run below `folder`, where there is one."""
+    """Return the welcome text, including the newest run in `folder` if there is one."""
     runs = sorted(
         folder.glob("runs/*/recipe.yaml"), key=lambda path: path.stat().st_mtime, reverse=True
     )
@@ -38,16 +38,16 @@ def welcome(folder: Path) -> str:
     if runs:
         run = runs[0].parent.relative_to(folder)
         newest = (
-            f"\n  r1lab report {run!s:24}  a page of your newest run; r1lab show: its samples\n"
+            f"\n  r1lab report {run!s:24}  report of your newest run; r1lab show: its samples\n"
         )
     return _WELCOME.format(newest=newest)
 
 
 def let_threads_sleep(threads: int) -> None:
-    """Set how many threads a process of a small model has, and that they sleep while they wait.
+    """Set the number of threads per process, and make idle threads sleep instead of spin.
 
-    Spinning threads slow such a model down as soon as the cores have other work. Call it before
-    torch is imported. What the environment sets already stays.
+    Spinning threads slow a small model down as soon as the cores have other work. Call it before
+    torch is imported. Variables that are already set are kept.
     """
     for name, value in (
         ("OMP_NUM_THREADS", str(threads)), ("OMP_WAIT_POLICY", "PASSIVE"), ("KMP_BLOCKTIME", "0"),
@@ -56,7 +56,7 @@ def let_threads_sleep(threads: int) -> None:
 
 
 def add_completion_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `r1lab completion`."""
+    """Add the arguments of `r1lab completion`."""
     parser.set_defaults(takes_overrides=False)
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
     parser.epilog = (
@@ -66,7 +66,7 @@ def add_completion_options(parser: argparse.ArgumentParser) -> None:
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """A script that completes commands, options, keys of recipes, and the words that they take."""
+    """Return a script that completes commands, options, recipe keys and their values."""
     if importlib.util.find_spec("shtab") is None:
         raise R1labError("shtab is not installed here; pip install shtab")
     import shtab

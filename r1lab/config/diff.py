@@ -1,4 +1,4 @@
-"""What changed in a recipe between a checkpoint and the run that goes on from it."""
+"""Differences between the recipe of a checkpoint and the recipe of the run that resumes it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from r1lab.config.recipe import TrainRecipe
 from r1lab.hashing import Inputs, changed_inputs
 from r1lab.types import RecipeError
 
-# Keys that change neither what is learned nor what the curves mean: where the run is and how long,
-# what is kept and shown, how work is cut up and by which kernel, and the bounds that stop it.
+# Keys that affect neither what is learned nor what the curves mean: location and length of the
+# run, checkpoints and tracking, batching and kernels, and the limits that stop it.
 RESUMABLE_KEYS = re.compile(
     r"name|output|resume|steps|tracking\b.*|checkpoints\b.*|watch\b.*|evaluation\.every"
     r"|problems\.check_gold|reward_workers|max_fault_share|rewards\.\d+\.(seconds|memory_mib|isolate)"
@@ -31,20 +31,20 @@ def check_changes(
     force: bool,
     inputs: tuple[Inputs, Inputs] = ({}, {}),
 ) -> list[str]:
-    """The differences, `key: before -> now`, where the run may go on with them.
+    """Return the differences, `key: before -> now`, if the run may resume with them.
 
-    `before` is the recipe as a checkpoint holds it, `inputs` what it names, then and now. Raises
-    RecipeError, with the differences, where one of them would make it another run and `force` is
-    not set. A path that leads to the same contents is no difference, wherever they lie.
+    `before` is the recipe in the checkpoint; `inputs` are the hashed inputs then and now. Raises
+    RecipeError with the differences if one would make it a different run and `force` is not set.
+    A path to the same contents at another place is not a difference.
     """
     now = recipe.model_dump(mode="json")
     changed = dict(differences(moved(_with_new_keys(before), now, inputs), now))
-    changed.pop("output", None)  # where a run lies is no part of it
+    changed.pop("output", None)  # a run folder may be moved
     harmful = [
         f"{key}: {text}"
         for key, text in changed.items()
         if not RESUMABLE_KEYS.fullmatch(key)
-        # Other schedules than the constant one count in shares of the whole run.
+        # All schedules but the constant one depend on the total number of steps.
         or (key == "steps" and recipe.optimizer.schedule != "constant")
     ]
     contents = changed_inputs(*inputs)
@@ -52,13 +52,13 @@ def check_changes(
         what = "the recipe is" if harmful else "what the recipe names is"
         raise RecipeError(
             f"{what} not the one this run began with: {'; '.join(harmful + contents)}; change it "
-            "back, take another folder with --output, or go on all the same with --resume --force"
+            "back, take another folder with --output, or continue anyway with --resume --force"
         )
     return [f"{key}: {text}" for key, text in changed.items()] + contents
 
 
 def moved(before: Any, now: Any, inputs: tuple[Inputs, Inputs], key: str = "") -> Any:
-    """`before` with the paths of now where they lead to what they led to."""
+    """Return `before` with the current paths wherever their contents are unchanged."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return {
             name: moved(value, now.get(name), inputs, f"{key}.{name}" if key else str(name))
@@ -78,9 +78,10 @@ def moved(before: Any, now: Any, inputs: tuple[Inputs, Inputs], key: str = "") -
 
 
 def _with_new_keys(before: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe with what the schema has gained since, at its defaults: that is what it ran with.
+    """Return the recipe with keys that the schema gained since at their defaults.
 
-    As it is where it is no recipe any more (a key has gone): its differences are told then.
+    A recipe that no longer validates (a key was removed) is returned unchanged, so that the
+    difference is reported.
     """
     try:
         return TrainRecipe.model_validate(before).model_dump(mode="json")

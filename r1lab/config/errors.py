@@ -1,6 +1,6 @@
-"""A failed check of a recipe as one line: where, which key, what it holds, what is allowed.
+"""Turns a pydantic ValidationError of a recipe into one line: place, key, value, what is allowed.
 
-pydantic finds the faults; here they become words. Nothing here imports torch.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Key = tuple[str | int, ...]
 
 
 def explain(error: ValidationError, schema: type[BaseModel], where: Callable[[Key], str]) -> str:
-    """One line for the first fault, and the number of the others.
+    """Return one line for the first error, with the number of further errors.
 
-    `where` says which file and line, or option, gave a key its value.
+    `where` returns the file and line, or the option, that gave a key its value.
     """
     found = error.errors(include_url=False)
     # pydantic counts a list without its faulty entries: what is wrong is the entry.

@@ -1,7 +1,7 @@
-"""Every key of a recipe as a row: its name, type, default and meaning, read from the schema.
+"""Lists every key of a recipe with its type, default and description, read from the schema.
 
-`r1lab train --keys` prints the rows, docs/reference/recipe.md holds them as tables
-(scripts/write_reference.py) and the shell completes them. Nothing here imports torch.
+Used by `r1lab train --keys`, docs/reference/recipe.md (scripts/write_reference.py) and shell
+completion. Nothing here imports torch.
 """
 
 from __future__ import annotations

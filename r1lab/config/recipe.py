@@ -158,7 +158,7 @@ class RewardSettings(Section):
 
 
 class CapRaise(Section):
-    """A higher limit late in a run, like R1-Zero's after step 8,200 of 10,400 (arXiv 2501.12948)."""
+    """A higher limit late in a run, as R1-Zero's after step 8,200 of 10,400 (arXiv 2501.12948)."""
 
     after_step: Positive = Field(description="number of steps that use sampling.max_tokens first")
     max_tokens: Positive = Field(description="maximum new tokens of a response after these steps")

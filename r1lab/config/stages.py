@@ -1,7 +1,7 @@
-"""The schemas of the supervised stages and of a pipeline that joins them: no torch.
+"""The schemas of the supervised stages and of pipelines. Does not import torch.
 
-A stage has an ordinary recipe of its own, and can be run alone; a pipeline says which stages there
-are and where the inputs of each come from.
+Each stage has an ordinary recipe and can be run alone. A pipeline lists stages and where the
+inputs of each come from.
 """
 
 from __future__ import annotations
@@ -29,40 +29,42 @@ from r1lab.config.section import (
 
 
 class RowsSettings(Section):
-    """A set of rows: a file, or a function that makes them."""
+    """A set of rows: a file, or a function that yields them."""
 
     path: Name = Field(
-        description="a .jsonl or .parquet file, path/to/file.py:function or "
+        description="source of rows: a .jsonl or .parquet file, path/to/file.py:function or "
         "package.module:function that yields rows"
     )
     num: Positive | None = Field(
-        None, description="rows of it, drawn by the seed; null: all (a function is given it)"
+        None, description="number of rows, sampled with the seed; null: all (passed to a function)"
     )
 
 
 class SupervisedRecipe(Section):
-    """What the stages have in common that train on rows, with TRL's trainers."""
+    """Keys shared by the stages that train on rows with TRL's trainers."""
 
-    name: RunName = Field(description="letters, digits, `.`, `_` and `-`")
-    output: Name | None = Field(None, description="the stage's folder; null: runs/<name>")
-    seed: Seed = 0
+    name: RunName = Field(description="name of the stage: letters, digits, `.`, `_` and `-`")
+    output: Name | None = Field(None, description="folder of the stage; null: runs/<name>")
+    seed: Seed = Field(0, description="random seed for sampling, shuffling and initialisation")
     model: ModelSettings = ModelSettings()
     rows: tuple[RowsSettings, ...] = Field(
-        (), description="what is trained on, taken together and shuffled"
+        (), description="sets of training rows, concatenated and shuffled"
     )
-    epochs: float = Field(2.0, gt=0, le=1000, description="times that each row is seen")
-    batch_size: Positive = Field(32, le=10**6, description="rows an update, over all processes")
-    micro_batch_size: Positive = Field(32, le=10**6, description="rows a forward pass")
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="at its highest; then a cosine")
-    warmup_fraction: Fraction = Field(0.03, description="of the updates")
-    weight_decay: float = Field(0.0, ge=0, le=100)
-    max_grad_norm: float = Field(1.0, gt=0)
+    epochs: float = Field(2.0, gt=0, le=1000, description="passes over the rows")
+    batch_size: Positive = Field(32, le=10**6, description="rows per update, over all processes")
+    micro_batch_size: Positive = Field(32, le=10**6, description="rows per forward pass")
+    learning_rate: float = Field(
+        5e-4, gt=0, le=1, description="peak learning rate, followed by cosine decay"
+    )
+    warmup_fraction: Fraction = Field(0.03, description="share of the updates used for warm-up")
+    weight_decay: float = Field(0.0, ge=0, le=100, description="decoupled from the gradient")
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled to this norm")
     max_length: Positive | None = Field(
-        None, description="tokens of a row; longer ones are left out, and counted; null: the "
-        "model's context"
+        None, description="maximum tokens of a row; longer rows are dropped and counted; null: the "
+        "model's context length"
     )  # fmt: skip
     checkpoint_every: NonNegative = Field(
-        100, description="updates between saved states; 0: none before the end"
+        100, description="updates between checkpoints; 0: none before the end"
     )
 
     @model_validator(mode="after")
@@ -87,9 +89,10 @@ class SftRecipe(SupervisedRecipe):
 class RewardModelRecipe(SupervisedRecipe):
     """A reward model from rows of `prompt`, `chosen` and `rejected` (TRL's RewardTrainer)."""
 
-    epochs: float = Field(1.0, gt=0, le=1000, description="times that each row is seen")
+    epochs: float = Field(1.0, gt=0, le=1000, description="passes over the rows")
     held_out: Fraction = Field(
-        0.1, description="of the rows, chosen by a hash of the prompt: they measure its accuracy"
+        0.1,
+        description="share of the rows held out to measure accuracy, by a hash of the prompt",
     )
 
 
@@ -98,51 +101,60 @@ class DistilRecipe(SupervisedRecipe):
     distribution over each token of them. Rows need a `prompt` only."""
 
     teacher: ModelSettings = ModelSettings()
-    max_tokens: Positive = Field(128, description="new tokens of a student's response")
-    temperature: float = Field(1.0, ge=0.01, le=100)
+    max_tokens: Positive = Field(128, description="maximum new tokens of a student's response")
+    temperature: float = Field(1.0, ge=0.01, le=100, description="the student's temperature")
     beta: Fraction = Field(
         1.0, description="0: forward KL, 1: reverse KL, between: Jensen-Shannon (arXiv 2306.13649)"
     )
 
 
 class KeepSettings(Section):
-    """Which sampled responses become rows to train on."""
+    """Which sampled responses become training rows."""
 
     least: dict[Name, float] = Field(
         default_factory=lambda: {"accuracy": 1.0, "format": 1.0},
-        description="the least score of each reward, by its name; a reward that does not apply "
-        "keeps the response out",
+        description="minimum score of each reward, by name; a response to which a reward does not "
+        "apply is dropped",
     )
-    per_problem: Positive | None = Field(1, description="responses of a problem; null: all")
+    per_problem: Positive | None = Field(
+        1, description="maximum responses kept per problem; null: all"
+    )
     most_alike: Fraction = Field(
-        0.8, description="of two responses to a problem, the share of common three-token pieces "
-        "above which one is left out"
+        0.8, description="drop a response if the share of three-token pieces that it has in common "
+        "with another response to the problem is above this"
     )  # fmt: skip
     prefer: Literal["first", "shortest", "longest"] = Field(
-        "first", description="which of a problem's responses are kept, where there are more"
+        "first", description="which responses to keep if a problem has more than per_problem"
     )
     clean: Name | None = Field(
         None,
-        description="path/to/file.py:function or package.module:function over (problem, "
-        "completion): the response as it is to be learnt, or None to leave it out",
+        description="function of (problem, completion) that returns the response to train on, or "
+        "None to drop it: path/to/file.py:function or package.module:function",
     )
 
 
 class SampleRecipe(Section):
-    """Rejection sampling: what a model answers, filtered and written as rows to train on."""
+    """Rejection sampling: filter a model's responses and write them as training rows."""
 
-    name: RunName = Field(description="letters, digits, `.`, `_` and `-`")
-    output: Name | None = Field(None, description="the stage's folder; null: runs/<name>")
-    seed: Seed = 0
+    name: RunName = Field(description="name of the stage: letters, digits, `.`, `_` and `-`")
+    output: Name | None = Field(None, description="folder of the stage; null: runs/<name>")
+    seed: Seed = Field(0, description="random seed for sampling")
     model: ModelSettings = ModelSettings()
-    template: Name = Field("compact", description="a name of r1lab.prompts.TEMPLATES")
+    template: Name = Field(
+        "compact", description="prompt template, a name in r1lab.prompts.TEMPLATES"
+    )
     problems: ProblemSettings
-    num_problems: Positive = Field(500, description="that are asked, from the training split")
+    num_problems: Positive = Field(
+        500, description="number of problems to sample, from the training split"
+    )
     rewards: tuple[RewardSettings, ...] = Field(
         (RewardSettings(reward="problem"), RewardSettings(reward="format", weight=0.1)),
         min_length=1,
+        description="reward functions that score the responses",
     )
-    reward_workers: Positive | None = Field(None, le=1024)
+    reward_workers: Positive | None = Field(
+        None, le=1024, description="reward worker processes; null: one per core"
+    )
     sampling: SamplingRecipe = SamplingRecipe()
     keep: KeepSettings = KeepSettings()
 
@@ -168,60 +180,66 @@ StageKind = Literal["pretrain", "rl", "sft", "sample", "reward_model", "distil"]
 class StageSettings(Section):
     """One stage of a pipeline."""
 
-    kind: StageKind
-    recipe: Name = Field(description="its recipe, beside the pipeline's file")
+    kind: StageKind = Field(description="what the stage does")
+    recipe: Name = Field(description="recipe of the stage, relative to the pipeline's file")
     model: Name | None = Field(
-        None, description="the stage whose model it starts from or samples; null: the recipe's own"
+        None, description="stage whose model it starts from or samples; null: the recipe's model"
     )
-    teacher: Name | None = Field(None, description="of `distil`: the stage whose model teaches")
+    teacher: Name | None = Field(None, description="for `distil`: stage whose model is the teacher")
     rows: dict[Name, Positive | None] = Field(
         default_factory=dict,
-        description="stages whose rows it trains on, each with their number or null for all, "
-        "beside the recipe's own",
+        description="stages whose rows it trains on, in addition to the recipe's, each with the "
+        "number of rows (null: all)",
     )
     reward_model: Name | None = Field(
-        None, description="of `rl`: the stage whose reward model the reward `reward_model` asks"
+        None, description="for `rl`: stage whose reward model the reward `reward_model` uses"
     )
     folder: Name | None = Field(
-        None, description="where it lies; null: below the pipeline's folder. For what pipelines "
-        "of several seeds share"
+        None, description="folder of the stage; null: inside the pipeline's folder. Set it to "
+        "share a stage between pipelines of several seeds"
     )  # fmt: skip
     overrides: dict[Name, Any] = Field(
-        default_factory=dict, description="keys of its recipe, dotted"
+        default_factory=dict, description="overrides of its recipe, by dotted key"
     )
-    evaluate: bool = Field(True, description="its model on the pipeline's suites")
+    evaluate: bool = Field(True, description="evaluate its model on the pipeline's suites")
     minutes: float | None = Field(
-        None, gt=0, description="of one core that it took where that was measured, for the plan"
+        None, gt=0, description="measured duration in core-minutes, shown in the plan"
     )
 
 
 class SuiteSettings(Section):
     """One suite on which every stage's model is scored."""
 
-    name: Name = Field(description="as `r1lab eval --suite` takes it")
-    overall: bool = Field(True, description="counts in the figures over all suites")
+    name: Name = Field(description="name of the suite, as in `r1lab eval --suite`")
+    overall: bool = Field(True, description="include it in the averages over all suites")
 
 
 class PipelineRecipe(Section):
-    """Stages that hand models and rows to one another."""
+    """Stages that pass models and rows to one another."""
 
-    name: RunName = Field(description="letters, digits, `.`, `_` and `-`")
-    output: Name | None = Field(None, description="the pipeline's folder; null: runs/<name>")
-    seed: Seed = 0
-    dtype: Dtype = Field("auto", validate_default=True, description="of every stage")
-    engine: Literal["vllm", "transformers"] = Field("vllm", description="that samples everywhere")
-    stages: dict[RunName, StageSettings] = Field(min_length=1)
-    suites: tuple[SuiteSettings, ...] = ()
-    num_problems: Positive = Field(100, description="of each suite")
-    num_samples: Positive = Field(8, description="k samples of each problem")
-    max_tokens: Positive = Field(128, description="new tokens of a response in evaluations")
+    name: RunName = Field(description="name of the pipeline: letters, digits, `.`, `_` and `-`")
+    output: Name | None = Field(None, description="folder of the pipeline; null: runs/<name>")
+    seed: Seed = Field(0, description="random seed of every stage")
+    dtype: Dtype = Field("auto", validate_default=True, description="dtype of every stage")
+    engine: Literal["vllm", "transformers"] = Field(
+        "vllm", description="sampling engine of every stage"
+    )
+    stages: dict[RunName, StageSettings] = Field(
+        min_length=1, description="the stages by name, in order"
+    )
+    suites: tuple[SuiteSettings, ...] = Field(
+        (), description="evaluation suites for every stage's model"
+    )
+    num_problems: Positive = Field(100, description="problems per suite")
+    num_samples: Positive = Field(8, description="k, samples per problem")
+    max_tokens: Positive = Field(128, description="maximum new tokens of a response in evaluations")
     measures: dict[RunName, RewardSettings] = Field(
         default_factory=dict,
-        description="rewards that are computed over the samples of the evaluations, by name",
+        description="rewards computed over the evaluation samples, by name",
     )
     quick: dict[Name, Any] = Field(
         default_factory=dict,
-        description="what --quick changes: STAGE.key, dotted, or num_problems and num_samples",
+        description="overrides for --quick: STAGE.key, or a key of the pipeline (num_problems)",
     )
 
     @model_validator(mode="after")
@@ -234,7 +252,7 @@ class PipelineRecipe(Section):
             for key, other in links.items():
                 if other is not None and other not in earlier:
                     raise ValueError(
-                        f"stages.{name}.{key}: {other!r} is no stage before it "
+                        f"stages.{name}.{key}: {other!r} is not an earlier stage "
                         f"({', '.join(earlier) or 'there is none'})"
                     )
             _check_link(name, "model", self.stages, stage.model, MODELS)
@@ -243,13 +261,13 @@ class PipelineRecipe(Section):
             for other in stage.rows:
                 _check_link(name, f"rows.{other}", self.stages, other, ("sample",))
             if stage.rows and stage.kind not in ("sft", "reward_model", "distil"):
-                raise ValueError(f"stages.{name}.rows: a stage of kind {stage.kind} trains on none")
+                raise ValueError(f"stages.{name}.rows: not allowed for kind {stage.kind}")
             if stage.kind == "pretrain" and stage.model is not None:
-                raise ValueError(f"stages.{name}.model: pre-training starts from nothing")
+                raise ValueError(f"stages.{name}.model: not allowed for kind pretrain")
             if (stage.kind == "distil") != (stage.teacher is not None):
-                raise ValueError(f"stages.{name}.teacher: a stage of kind distil has one, and only")
+                raise ValueError(f"stages.{name}.teacher: required for kind distil only")
             if stage.reward_model is not None and stage.kind != "rl":
-                raise ValueError(f"stages.{name}.reward_model: only rl asks one")
+                raise ValueError(f"stages.{name}.reward_model: only allowed for kind rl")
             earlier.append(name)
         return self
 
@@ -259,7 +277,7 @@ class PipelineRecipe(Section):
         return self.output or f"runs/{self.name}"
 
 
-MODELS = ("pretrain", "rl", "sft", "distil")  # kinds of stage that leave a language model
+MODELS = ("pretrain", "rl", "sft", "distil")  # kinds of stage that produce a language model
 
 
 def _check_link(
@@ -267,6 +285,6 @@ def _check_link(
 ) -> None:
     if other is not None and stages[other].kind not in kinds:
         raise ValueError(
-            f"stages.{name}.{key}: {other!r} is of kind {stages[other].kind}; one of "
-            f"{', '.join(kinds)} is needed"
+            f"stages.{name}.{key}: {other!r} is of kind {stages[other].kind}; must be one of "
+            f"{', '.join(kinds)}"
         )

@@ -1,1 +1,1 @@
-"""What this machine has and can do, and the fix for what is missing: `r1lab doctor`."""
+"""Diagnose this machine and suggest fixes: `r1lab doctor`."""

@@ -21,7 +21,7 @@ _FLOAT32 = "pass --model.dtype float32, which `auto` takes where the CPU has no 
 
 
 def examine(run_folder: Path = Path("runs")) -> Report:
-    """Look at everything, in about ten seconds at most. Raises nothing."""
+    """Run all checks, in about ten seconds at most. Raises nothing."""
     probes = run_probes()
     torch, vllm, hub = probes["torch"], _with_metadata(probes["vllm"]), probes["hub"]
     cache = Path(hub.get("cache", Path.home() / ".cache"))
@@ -61,45 +61,45 @@ def _host_findings(host: MachineFacts) -> list[MachineCheck]:
     if host["cores_quota"] is not None:
         cores += f", held to {host['cores_quota']:g} by a control group"
     features = ", ".join(host["features"]) or "none of those that matter"
-    found = [MachineCheck("cpu", "ok", f"{host['cpu']}, {cores}; {features}")]
+    findings = [MachineCheck("cpu", "ok", f"{host['cpu']}, {cores}; {features}")]
     memory = f"{host['memory_available_gib']:g} of {host['memory_gib'] or 0:g} GiB free"
     if host["memory_limit_gib"] is not None:
         memory += f", held to {host['memory_limit_gib']:g} by a control group"
     if host["memory_available_gib"] < _MEMORY_GIB:
         fix = f"the smallest run needs {_MEMORY_GIB:g} GiB: end other programs or raise the limit"
-        found.append(MachineCheck("memory", "missing", memory, fix))
+        findings.append(MachineCheck("memory", "missing", memory, fix))
     else:
-        found.append(MachineCheck("memory", "ok", memory))
-    return found
+        findings.append(MachineCheck("memory", "ok", memory))
+    return findings
 
 
 def _torch_findings(torch: MachineFacts) -> list[MachineCheck]:
     if "error" in torch:
         return [MachineCheck("torch", "missing", f"cannot be imported: {torch['error']}", SETUP)]
     if "unfinished" in torch:
-        said = f"its import took longer than {torch['unfinished']:g} seconds: not looked at"
+        message = f"its import took longer than {torch['unfinished']:g} seconds: not checked"
         return [
-            MachineCheck("torch", "warning", said, "call r1lab doctor again: imports get faster")
+            MachineCheck("torch", "warning", message, "call r1lab doctor again: imports get faster")
         ]
-    found = [_gpu_finding(torch)]
+    findings = [_gpu_finding(torch)]
     speed = torch["bfloat16_speed"]
-    said = ", ".join(f"{ratio:g} times as fast as float32 ({at})" for at, ratio in speed.items())
+    message = ", ".join(f"{ratio:g} times as fast as float32 ({at})" for at, ratio in speed.items())
     if min(speed.values()) >= _BFLOAT16_PAYS:
-        return [*found, MachineCheck("bfloat16", "ok", said)]
-    return [*found, MachineCheck("bfloat16", "warning", said, _FLOAT32)]
+        return [*findings, MachineCheck("bfloat16", "ok", message)]
+    return [*findings, MachineCheck("bfloat16", "warning", message, _FLOAT32)]
 
 
 def _gpu_finding(torch: MachineFacts) -> MachineCheck:
     gpus = torch["gpus"]
     if gpus:
-        said = "; ".join(
+        message = "; ".join(
             f"{gpu['name']}, {gpu['memory_gib']:g} GiB, compute capability "
             f"{gpu['compute_capability']}"
             for gpu in gpus
         )
         if not all(gpu["bfloat16"] for gpu in gpus):
-            return MachineCheck("gpu", "warning", f"{said}; no bfloat16", _FLOAT32)
-        return MachineCheck("gpu", "ok", said)
+            return MachineCheck("gpu", "warning", f"{message}; no bfloat16", _FLOAT32)
+        return MachineCheck("gpu", "ok", message)
     if shutil.which("nvidia-smi"):
         return MachineCheck(
             "gpu", "warning",
@@ -118,17 +118,21 @@ def _vllm_findings(vllm: MachineFacts, has_gpu: bool) -> list[MachineCheck]:
                 f"{SETUP}; without it --sampling.engine transformers samples, slower",
             )
         ]  # fmt: skip
-    said = f"{vllm.get('distribution', 'vllm')} {vllm['version']}, runs on {vllm['platform']}"
+    message = f"{vllm.get('distribution', 'vllm')} {vllm['version']}, runs on {vllm['platform']}"
     if "unfinished" in vllm:
-        said += f" by its metadata: its import was not awaited past {vllm['unfinished']:g} seconds"
+        message += (
+            f" by its metadata: its import was not awaited past {vllm['unfinished']:g} seconds"
+        )
     if has_gpu and vllm["platform"] == "cpu":
         return [
-            MachineCheck("vllm", "warning", f"{said}, and there is a GPU", "DEVICE=gpu make setup")
+            MachineCheck(
+                "vllm", "warning", f"{message}, and there is a GPU", "DEVICE=gpu make setup"
+            )
         ]
     if has_gpu and shutil.which("cc") is None and shutil.which("gcc") is None:
         # On GPUs vLLM compiles kernels when it starts.
-        return [MachineCheck("vllm", "warning", f"{said}; no C compiler", "apt install gcc")]
-    return [MachineCheck("vllm", "ok", said)]
+        return [MachineCheck("vllm", "warning", f"{message}; no C compiler", "apt install gcc")]
+    return [MachineCheck("vllm", "ok", message)]
 
 
 def _attention_finding(torch: MachineFacts, vllm: MachineFacts) -> MachineCheck:
@@ -144,26 +148,26 @@ def _attention_finding(torch: MachineFacts, vllm: MachineFacts) -> MachineCheck:
 
 
 def _disk_findings(disk: MachineFacts) -> list[MachineCheck]:
-    found = []
+    findings = []
     for name, place in disk.items():
         free = place["free_gib"]
         if free is None:
             continue
-        said = f"{free:g} GiB free for {place['path']}"
+        message = f"{free:g} GiB free for {place['path']}"
         if name == "shared_memory":
             if free < 0.1:
                 fix = "several processes share memory there: docker run --shm-size 2g"
-                found.append(MachineCheck(name, "warning", said, fix))
+                findings.append(MachineCheck(name, "warning", message, fix))
             continue
         if free >= _DISK_GIB:
-            found.append(MachineCheck(f"disk_{name}", "ok", said))
+            findings.append(MachineCheck(f"disk_{name}", "ok", message))
         elif name == "runs":
             fix = "checkpoints and rollouts go there: free some, or name a folder with --output"
-            found.append(MachineCheck("disk_runs", "missing", said, fix))
+            findings.append(MachineCheck("disk_runs", "missing", message, fix))
         else:
             fix = "downloaded models go there: free some, or set HF_HUB_CACHE"
-            found.append(MachineCheck(f"disk_{name}", "warning", said, fix))
-    return found
+            findings.append(MachineCheck(f"disk_{name}", "warning", message, fix))
+    return findings
 
 
 def _hub_finding(hub: MachineFacts) -> MachineCheck:

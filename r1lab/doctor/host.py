@@ -1,6 +1,6 @@
 """The machine: cores, CPU features, memory, disk, as far as this process may use them.
 
-Inside a container the machine's own figures mislead; its limits stand in control groups, in one of
+Inside a container the machine's own figures mislead; its limits are in control groups, in one of
 two layouts (v1: a tree for each resource, v2: one tree).
 """
 
@@ -54,7 +54,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def disk_facts(run_folder: Path, hub_cache: Path) -> MachineFacts:
-    """Free GiB where runs, downloaded models and shared memory go; None where there is no such."""
+    """Free GiB where runs, downloaded models and shared memory go; None if absent."""
     places = {"runs": run_folder, "hub_cache": hub_cache, "shared_memory": Path("/dev/shm")}
     return {name: {"path": str(path), "free_gib": _free_gib(path)} for name, path in places.items()}
 

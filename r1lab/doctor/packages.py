@@ -1,4 +1,4 @@
-"""Versions: what is installed, and whether it is what this r1lab was made for."""
+"""Check installed package versions against those that r1lab requires."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def package_findings() -> list[MachineCheck]:
     if wrong:
         return [MachineCheck("packages", "warning", f"other versions: {', '.join(wrong)}", SETUP)]
     shown = ("torch", "transformers", "accelerate", "peft", "trl")
-    found = ", ".join(f"{name} {_version(name)}" for name in shown)
-    return [MachineCheck("packages", "ok", f"Python {platform.python_version()}, {found}")]
+    findings = ", ".join(f"{name} {_version(name)}" for name in shown)
+    return [MachineCheck("packages", "ok", f"Python {platform.python_version()}, {findings}")]
 
 
 def _requirements(extra: str) -> dict[str, str]:
     """What r1lab asks for, always and with an extra: the requirement by the package's name."""
-    found = {}
+    findings = {}
     for line in metadata.requires("r1lab") or []:
         requirement, _, marker = line.partition(";")
         name = re.split(r"[\s<>=!~\[(]", requirement.strip(), maxsplit=1)[0]
         if (not marker or f'extra == "{extra}"' in marker) and name != "r1lab":
-            found[name] = requirement.strip()
-    return found
+            findings[name] = requirement.strip()
+    return findings
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Looks that may hang, crash or take long: they run in processes of their own, with a deadline.
+"""Probes that may hang or crash: they run in separate processes with a deadline.
 
     python -m r1lab.doctor.probe torch vllm | hub
 

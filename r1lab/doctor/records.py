@@ -1,4 +1,4 @@
-"""What the doctor found: facts, and findings with the way to mend them."""
+"""Results of the doctor: facts, and findings with their fixes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MachineFacts = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class MachineCheck:
-    """One thing that was looked at.
+    """One checked property of the machine.
 
     level   ok; warning: training works without it, or slower; missing: no training without it
     found   what there is, in words

@@ -1,7 +1,7 @@
-"""Evaluation: samples of held-out problems, and figures with their intervals.
+"""Evaluation: sample held-out problems and compute metrics with their intervals.
 
-`evaluate` asks and judges; `ask` and `judge` are its two halves, for several processes. `compare`
-holds two results against each other. `r1lab eval` stands in `standalone`.
+`evaluate` samples and scores; `ask` and `judge` are its two halves, for several processes.
+`compare` compares two results. `r1lab eval` is in `standalone`.
 """
 
 from r1lab.evaluate.compare import Difference, across_seeds, compare

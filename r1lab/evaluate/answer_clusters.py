@@ -1,11 +1,11 @@
-"""Which answers to a problem are equal: the question of every vote, put to the verifier itself.
+"""Cluster equal answers to a problem for majority voting, using the verifier itself.
 
-Text does not tell: `1/2`, `0.5` and `\\frac12` are three strings and one answer. So an answer is
-handed to the problem's verifier in the place of the gold answer, and another one is equal to it
-where the verifier says so. Right answers are one group by their verdicts. A verifier that does not
+Text does not decide: `1/2`, `0.5` and `\\frac12` are three strings and one answer. So an answer is
+passed to the problem's verifier in place of the gold answer, and another one is equal to it if
+the verifier accepts it. Right answers form one group by their verdicts. A verifier that does not
 look at the gold answer (countdown's, which computes) finds wrong answers equal to none: they are
-grouped by their text then, as are those that a batched reward or one without a wall would have to
-be asked about.
+grouped by their text then, as are those that a batched reward or one without isolation would
+have to judge.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def is_readable(completion: Completion, outcome: Outcome, accuracy: str) -> bool
 
 
 def answer_groups(scored: Sequence[ScoredGroup], verifiers: Verifiers) -> list[list[int | None]]:
-    """For each rollout the group of each completion; None: no answer, or no reward applied.
+    """Return the group of each completion of each rollout; None: no answer or no reward applied.
 
     Group 0 holds the right ones. The others are compared with the first of each group, in rounds
-    over all problems, so that the verifier's processes are kept busy. The answers of faulted
-    samples vote too, as wrong ones; they are told apart by their text, since the verifier has
-    failed on them.
+    over all problems, so that the verifier's processes are kept busy. The answers of failed
+    samples vote too, as wrong ones; they are grouped by their text, since the verifier failed
+    on them.
     """
     votes = [_Votes.of(group, verifiers.accuracy) for group in scored]
     compare = verifiers.can_compare
@@ -86,7 +86,7 @@ class _Votes:
         return cls(scored.rollout.problem, texts, right, completions, list(completions))
 
     def next(self) -> tuple[str, list[str]]:
-        """Open a group with the first answer that has none; the answers that may join it."""
+        """Open a group with the first ungrouped answer; return the answers that may join it."""
         first, *rest = self.waiting
         self.waiting = rest
         self.group_of[first] = self.num_groups
@@ -114,9 +114,9 @@ def _is_right(outcome: Outcome, accuracy: str) -> bool:
 
 
 def _reason_of(reason: str, accuracy: str) -> str:
-    """The accuracy reward's own words among those of several rewards (`name: words; ...`)."""
+    """Extract the accuracy reward's reason from those of several rewards (`name: words; ...`)."""
     for words in reason.split("; "):
-        name, told, rest = words.partition(": ")
-        if told and name == accuracy:
+        name, message, rest = words.partition(": ")
+        if message and name == accuracy:
             return rest
     return reason

@@ -1,7 +1,7 @@
-"""Thinking against accuracy: what the first n tokens of a chain of thought are worth.
+"""Accuracy as a function of thinking tokens.
 
 Every sample is cut after n tokens of thinking and asked for its answer at once; one that had ended
-its thinking by then stands as it was. So all budgets see the same chains, and the curve of accuracy
+its thinking by then is unchanged. So all budgets see the same chains, and the curve of accuracy
 over tokens spent is one of thinking alone ("budget forcing", Muennighoff et al. 2025,
 arXiv 2501.19393, in its simplest form).
 """
@@ -19,7 +19,7 @@ from r1lab.prompts import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, AnswerPlace
 from r1lab.types import Completion, Problem, R1labError, Rollout, SamplingSettings
 from r1lab.verify import Verifiers
 
-# What is put behind a cut chain of thought to ask for the answer, and what closes the answer.
+# Text appended to a cut chain of thought to ask for the answer, and the text that closes it.
 CLOSING: dict[AnswerPlace, tuple[str, str]] = {
     "tags": (f" {THINK_CLOSE} {ANSWER_OPEN}", f" {ANSWER_CLOSE}"),
     "box": ("\n\nThe final answer is \\boxed{", "}"),
@@ -30,7 +30,7 @@ ANSWER_TOKENS = 48
 
 @dataclass(frozen=True, slots=True)
 class BudgetPoint:
-    """A point of the curve: the budget in tokens of thinking, what was spent, what came of it.
+    """A point of the curve: the budget in thinking tokens, the tokens spent, and the scores.
 
     `tokens` is the mean length with the answer, `cut` the share of samples that were cut.
     """
@@ -49,7 +49,7 @@ def ask_within(
     sampling: SamplingSettings,
     verifiers: Verifiers,
 ) -> list[BudgetPoint]:
-    """The curve over `budgets`, in rising order, from samples that kept their tokens."""
+    """Compute the curve over `budgets`, in rising order, from samples that kept their tokens."""
     return [
         _point(budget, problems, results, asker, sampling, verifiers)
         for budget in sorted(set(budgets))
@@ -116,7 +116,7 @@ def _whole(sample: Sample, asker: LocalAsker) -> Completion:
 
 
 def _thinking_tokens(sample: Completion, asker: LocalAsker) -> int:
-    """Tokens before the thinking ends; all of them where nothing tells thinking from answer."""
+    """Count the tokens before the thinking ends; all of them if no end is marked."""
     before, closed, _ = sample.text.partition(THINK_CLOSE)
     if not closed:
         return len(sample.token_ids)
@@ -130,13 +130,13 @@ def _closing(asker: LocalAsker) -> tuple[str, str]:
 def _joined(
     sample: Completion, budget: int, opening: int, answer: Completion, asker: LocalAsker
 ) -> Completion:
-    """The cut chain, the words that ask for the answer, and what came behind them."""
+    """Join the cut chain, the words that ask for the answer, and the continuation."""
     opens, closes = _closing(asker)
     kept = asker.tokenizer.decode(
         sample.token_ids[:budget], skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
-    said = answer.text if closes.strip() in answer.text else answer.text + closes
-    text = f"{kept}{opens}{said}"
+    message = answer.text if closes.strip() in answer.text else answer.text + closes
+    text = f"{kept}{opens}{message}"
     read = asker.template.read(text)
     return replace(
         sample,

@@ -2,8 +2,8 @@
 
 Two models asked the same problems are compared problem by problem: what makes a problem hard for
 both then cancels, and the interval of the difference is narrower than two intervals side by side
-suggest. A difference without an interval is not to be had from here: `Difference` holds both, and
-what cannot have an interval raises R1labError.
+suggest. A difference never comes without an interval: `Difference` holds both, and R1labError is
+raised if no interval can be computed.
 
 One result against one: problems are drawn with replacement (`intervals`), the p-value is that of a
 permutation test, which exchanges the two models on each problem at random (Fisher 1935).
@@ -46,7 +46,7 @@ class Difference:
     """`figure` of the second side minus that of the first, with its interval (95%) and p-value.
 
     `first` and `second` are the two figures on the problems that both sides have; `num_runs` how
-    many results stand on each side.
+    many results are on each side.
     """
 
     figure: str
@@ -72,13 +72,13 @@ class Difference:
 def compare(
     first: Sequence[ComparedResult], second: Sequence[ComparedResult], *, seed: int = 0
 ) -> list[Difference]:
-    """The differences of pass@1, cons@k and length between two sides, paired by problem.
+    """Compare pass@1, cons@k and length between two sides, paired by problem.
 
     Each side holds one result, or several of runs that differ by their seed. Raises R1labError
-    where no interval can be had: fewer than two problems in common.
+    if no interval can be computed: fewer than two problems in common.
     """
     if not first or not second:
-        raise R1labError("a comparison needs a result on each side")
+        raise R1labError("a comparison needs at least one result on each side")
     return [
         difference
         for figure in FIGURES
@@ -89,7 +89,7 @@ def compare(
 def compare_figure(
     first: Sequence[ComparedResult], second: Sequence[ComparedResult], figure: str, *, seed: int = 0
 ) -> Difference | None:
-    """One figure of `compare`; None where a side has no value of it at all."""
+    """Compare one metric; None if a side has no value for it."""
     sides = [[_by_problem(result, figure) for result in side] for side in (first, second)]
     if any(not values for side in sides for values in side):
         return None
@@ -109,12 +109,12 @@ def compare_figure(
 
 
 def across_seeds(results: Sequence[ComparedResult], figure: str = "pass_at_1") -> Estimate:
-    """The mean of a figure over runs, with an interval for another seed and other problems.
+    """Return the mean of a metric over runs, with an interval over seeds and problems.
 
     Raises R1labError for fewer than two results, or fewer than two problems in common.
     """
     if len(results) < 2:
-        raise R1labError("an interval across seeds needs two results or more")
+        raise R1labError("an interval across seeds needs at least two results")
     tables = [_by_problem(result, figure) for result in results]
     common = sorted(set.intersection(*(set(table) for table in tables)))
     if len(common) < 2:
@@ -124,20 +124,20 @@ def across_seeds(results: Sequence[ComparedResult], figure: str = "pass_at_1") -
 
 
 def across_runs(values: Table) -> Estimate:
-    """The mean of values [R runs, P problems] with its interval over runs and problems."""
+    """Return the mean of values [R runs, P problems], with its interval over runs and problems."""
     mean = float(values.mean())
     reach, _ = _reach([_variance(values.mean(1)), _variance(values.mean(0))])
     return Estimate(mean, mean - reach, mean + reach)
 
 
 def fault_share(result: ComparedResult) -> float:
-    """The share of a result's samples that could not be judged."""
+    """Return the share of a result's samples that could not be judged."""
     faults = [bool(s.get("fault")) for problem in result["problems"] for s in problem["samples"]]
     return sum(faults) / len(faults) if faults else 0.0
 
 
 def settings_that_differ(first: ComparedResult, second: ComparedResult) -> list[str]:
-    """What was not the same in two evaluations: 'temperature 1.0 / 0.6'."""
+    """List the settings that differ between two evaluations: 'temperature 1.0 / 0.6'."""
     names = ("suite", "template", "k", "temperature", "top_p", "max_tokens", "accuracy", "shots")
     return [
         f"{name} {first.get(name)} / {second.get(name)}"
@@ -149,7 +149,7 @@ def settings_that_differ(first: ComparedResult, second: ComparedResult) -> list[
 def paired_ends(
     one: Table, two: Table, seed: int, *, permutations: int = NUM_PERMUTATIONS
 ) -> tuple[float, float, float]:
-    """(low, high, p-value) of the mean of two - one, values [P] of the same problems."""
+    """Return (low, high, p-value) of the mean of two - one, values [P] of the same problems."""
     gaps = two - one
     num = len(gaps)
     drawn = np.concatenate([w @ gaps / num for w in resamples(num, NUM_RESAMPLES, seed)])
@@ -196,9 +196,9 @@ def _reach(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
 
 
 def _by_problem(result: ComparedResult, figure: str) -> dict[str, float]:
-    """The figure of each problem, by its id and question, where it has a judged sample.
+    """Return the metric of each problem with a judged sample, by id and question.
 
-    A faulted sample counts as wrong; above MAX_FAULT_SHARE of them only the length is a figure.
+    A failed sample counts as wrong; above MAX_FAULT_SHARE only the length is available.
     """
     found: dict[str, float] = {}
     if figure != "length" and fault_share(result) > MAX_FAULT_SHARE:

@@ -1,10 +1,10 @@
-"""Who is asked: a model in this process, or a running server that speaks OpenAI's protocol.
+"""Clients for completions: a model in this process, or an OpenAI-compatible server.
 
-Both take problems and give their completions in order; what a response is and where its answer
-stands is the template's business. A server counts tokens but keeps them, so its completions have as
+Both take problems and return their completions in order; the template defines the form of a
+response and where its answer is. A server returns counts, not tokens, so its completions have as
 many placeholders (-1) as there were tokens. It draws from its own random stream: vLLM's CPU build
-crashes on seeds of single requests, so none is sent, and only figures with their intervals, not
-samples, come again.
+crashes on seeds of single requests, so none is sent, and only metrics within their intervals, not
+samples, are reproducible.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LocalAsker:
     encode: Encode
 
     def prompts(self, problems: Sequence[Problem]) -> list[tuple[int, ...]]:
-        """The token ids of each problem's prompt."""
+        """Return the token ids of each problem's prompt."""
         return [tuple(self.encode(self.template.prompt(p.question))) for p in problems]
 
     def ask(self, problems: Sequence[Problem], settings: SamplingSettings) -> list[Rollout]:
@@ -61,7 +61,7 @@ class LocalAsker:
         ]
 
     def _cut(self, completion: Completion) -> Completion:
-        """The completion up to the template's stop, which ends it as an end token would."""
+        """Cut the completion at the template's stop, which ends it as an end token would."""
         places = [completion.text.find(stop) for stop in self.template.stop]
         found = [place for place in places if place >= 0]
         if not found:
@@ -101,7 +101,7 @@ class ServerAsker:
 
     @classmethod
     def connect(cls, url: str, model: str | None, template: Template) -> ServerAsker:
-        """Ask the server for its models; R1labError where there is none, or several to choose."""
+        """Query the server's models; raises R1labError if there is none or more than one."""
         url = url.rstrip("/")
         url = url if url.endswith("/v1") else f"{url}/v1"
         served = [str(row["id"]) for row in _request(f"{url}/models")["data"]]
@@ -109,7 +109,7 @@ class ServerAsker:
             model = served[0]
         if model not in served:
             raise R1labError(
-                f"--served-model: {model!r} is not one of those that {url} serves: "
+                f"--served-model: {model!r} is not served by {url}; it serves "
                 f"{', '.join(served) or 'none'}"
             )
         return cls(url, model, template)
@@ -158,7 +158,7 @@ class ServerAsker:
 
 
 def _text(choice: dict[str, Any]) -> str:
-    """What was said: a thinking part that the server took apart is put back in front."""
+    """Return the text, with a thinking part that the server split off put back in front."""
     if "message" not in choice:
         return str(choice.get("text") or "")
     message = choice["message"]
@@ -176,13 +176,13 @@ def _request(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
             found: dict[str, Any] = json.load(reply)
         except ValueError as error:
-            raise R1labError(f"{url} answers no JSON: {error}") from None
+            raise R1labError(f"{url} returned invalid JSON: {error}") from None
     return found
 
 
 @contextmanager
 def open_url(url: str, body: dict[str, Any] | None = None) -> Iterator[HTTPResponse]:
-    """A server's reply, to be read inside; R1labError where it refuses or does not answer.
+    """Open a server's reply; raises R1labError if it refuses or does not answer.
 
     A body makes it a POST. A key is read from $OPENAI_API_KEY.
     """

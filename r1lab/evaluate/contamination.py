@@ -1,9 +1,9 @@
-"""Contamination: how much of a suite stood in the training problems.
+"""Measure contamination: how much of a suite is in the training problems.
 
 Questions are compared by runs of N words (10, as DeepSeek-R1's data were decontaminated, arXiv
 2501.12948, appendix), in lower case, signs being words of their own; a question of fewer words is
 one run. Problems made from patterns share runs without being the same, so whole questions are
-counted beside, and accuracy is given for the problems without any overlap on their own.
+also counted, and accuracy is given for the problems without any overlap on their own.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _LISTED = 20
 
 
 def training_questions(target: Target, trained_on: str | None) -> list[str] | None:
-    """The questions that a model was trained on; None where nobody says so.
+    """Return the questions that a model was trained on; None if unknown.
 
     `trained_on` is a run folder (what it really asked), a recipe (what a run of it would ask) or a
     table. A run that is evaluated is its own answer. Raises R1labError.
     """
     if trained_on is None:
-        # Without rollouts nothing is known; that is no reason to refuse the evaluation.
+        # Without rollouts the overlap is unknown; the evaluation is still valid.
         return (_asked_by(target.run) if target.run is not None else None) or None
     folder = Path(trained_on).expanduser()
     if folder.is_dir():
         RunFolder.open(folder)
         if not (asked := _asked_by(folder)):
-            raise R1labError(f"--trained-on: {folder} kept no rollouts to see what was asked")
+            raise R1labError(f"--trained-on: {folder} has no rollouts to read the questions from")
         return asked
     if trained_on.endswith(TABLES):
         try:
@@ -63,14 +63,14 @@ def training_questions(target: Target, trained_on: str | None) -> list[str] | No
 def overlap(
     training: Iterable[str], problems: Sequence[ProblemResult], *, n: int = N, seed: int = 0
 ) -> dict[str, Any]:
-    """What the suite shares with the training questions, and accuracy with and without it.
+    """Compute the overlap with the training questions, and accuracy with and without it.
 
     n                words of a run
     num_training     different training questions
     exact            share of the suite's questions that are training questions, word for word
     overlapping      share with at least one run in common;  ids  some of them
     coverage         mean share of a question's runs that are in the training questions
-    pass_at_1_clean, pass_at_1_overlapping   with their intervals; None where there are no such
+    pass_at_1_clean, pass_at_1_overlapping   with their intervals; None if there are none
     """
     words = {tuple(_words(question)) for question in training}
     seen = {run for question in words for run in _runs(question, n)}
@@ -113,7 +113,7 @@ def _runs(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
 
 
 def _asked_by(folder: Path) -> list[str]:
-    """The questions in the rollouts that a run kept."""
+    """Return the questions in the rollouts that a run kept."""
     import pyarrow.parquet as pq
 
     found: set[str] = set()

@@ -1,4 +1,4 @@
-"""What k samples of one problem say: pass@k and maj@k.
+"""Estimators over k samples of one problem: pass@k and maj@k.
 
 Sources: pass@k, the unbiased estimator of Chen et al. (arXiv 2107.03374, eq. 1); maj@k,
 self-consistency (Wang et al., arXiv 2203.11171), which DeepSeek-R1 calls cons@k.
@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """The chance that at least one of k samples is right, from n >= k samples of which c are.
+    """Estimate the chance that at least one of k samples is right, from c right of n >= k.
 
     1 - C(n - c, k) / C(n, k): the share of the subsets of k samples that hold a right one. Raises
     ValueError unless 1 <= k <= n and 0 <= c <= n.
@@ -26,7 +26,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def maj_at_k(groups: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
-    """Whether the most frequent of k answers is right: the chance of it, where several are tied.
+    """Return the probability that the most frequent of k answers is right, over ties.
 
     groups   k keys, the same for equal answers (see `groups.answer_groups`); None where a sample
              gave no answer: it never wins, however frequent

@@ -5,8 +5,8 @@ samples stay together (Efron and Tibshirani, An Introduction to the Bootstrap, c
 expanded percentiles (Hesterberg 2015, arXiv 1411.5279, sect. 5.2): plain ones are too narrow for
 few problems, by a factor of sqrt((n - 1) / n) and of the normal's quantile over Student's t. Where
 every problem has the same share, 0 or 1, no draw differs and a bootstrap would be certain of it:
-the exact bound for that many problems stands there instead (Clopper and Pearson 1934).
-`scripts/check_statistics.py` measures how often the intervals cover. All figures of an evaluation
+the exact bound for that many problems is used instead (Clopper and Pearson 1934).
+`scripts/check_statistics.py` measures how often the intervals cover. All metrics of an evaluation
 share the draws.
 """
 
@@ -48,11 +48,11 @@ def bootstrap(
     num_resamples: int = NUM_RESAMPLES,
     shares: Sequence[bool] | None = None,
 ) -> list[Estimate | None]:
-    """S ratios of sums over problems, each with its interval.
+    """Compute S ratios of sums over problems, each with its interval.
 
     numerators, denominators [P, S]: what each problem adds to either sum. A mean over problems has
     denominators of 1; a mean length of right answers has the problem's tokens in right answers over
-    their number. None stands where a denominator sums to 0. Draws whose denominator is 0 are left
+    their number. None if a denominator sums to 0. Draws whose denominator is 0 are left
     out of that figure's interval. `shares` [S] says which figures are means of values from 0 to 1.
     The same seed gives the same interval.
     """

@@ -1,6 +1,6 @@
-"""What is asked of a model, prepared before its weights are loaded: cheap before dear.
+"""Plan an evaluation before the weights are loaded, so that errors appear early.
 
-Suites, problems, prompts and limits are settled and checked here; `standalone` asks.
+Suites, problems, prompts and limits are resolved and checked here; `standalone` samples.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PAPER = {"temperature": 0.6, "top_p": 0.95}  # arXiv 2501.12948, sect. 3
 class EvalOptions:
     """What `r1lab eval` was asked for; None: the default of the suite, the recipe or the model.
 
-    `paper` takes the sampling of DeepSeek-R1's evaluations where nothing else is said. `budgets`
+    `paper` uses the sampling of DeepSeek-R1's evaluations where no option overrides it. `budgets`
     are thinking budgets in tokens, `grader` a second reward, `trained_on` a run folder or a recipe
     whose problems are looked for in the suite.
     """
@@ -71,7 +71,7 @@ class EvalOptions:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A suite ready to be asked."""
+    """A suite ready for sampling."""
 
     name: str
     problems: list[Problem]
@@ -214,7 +214,7 @@ class Preparation:
         return Prepared(name, problems, template, encode, rewards, sampling, greedy, longest, plan)
 
     def _fitted(self, name: str, sampling: SamplingSettings, longest: int) -> SamplingSettings:
-        """As many tokens as fit behind the longest prompt, where the user named no number."""
+        """Return the tokens that fit after the longest prompt if the user gave no number."""
         assert self.allowed is not None
         room = self.allowed - longest
         if room < 1 or (self.options.max_tokens and sampling.max_tokens > room):
@@ -236,7 +236,7 @@ class Preparation:
 
 
 def shown_prompt(suite: Prepared) -> str:
-    """The first prompt as the model sees it; to a server, the user's message."""
+    """Return the first prompt as the model sees it; for a server, the user's message."""
     question = suite.problems[0].question
     if suite.encode is None and suite.template.message is not None:
         return suite.template.message.replace("{question}", question)

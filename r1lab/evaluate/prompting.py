@@ -1,4 +1,4 @@
-"""How a model is asked: the template it was trained with, its own chat template, or examples."""
+"""Choose a prompt: the template of training, the chat template, or few-shot examples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ASKED_FOR = {
 def choose_template(
     name: str, tokenizer: PreTrainedTokenizerBase | None, suite: Suite, shots: int, seed: int
 ) -> Template:
-    """The template that `name` stands for; `auto` looks at the tokenizer (None: a server's).
+    """Return the template named `name`; `auto` inspects the tokenizer (None: a server's).
 
     auto: the model's chat template where it has one, else `compact` for a tokenizer that does not
     know the words of R1-Zero's prompt, else that prompt. `shots` solved problems make it few-shot.
@@ -38,7 +38,7 @@ def choose_template(
             raise R1labError(f"--shots: examples have a template of their own, not {name!r}")
         return few_shot_template(suite, shots, seed=seed)
     if name == FEW_SHOT:
-        raise R1labError("--template few-shot: say how many examples with --shots")
+        raise R1labError("--template few-shot: give the number of examples with --shots")
     if name == AUTO:
         name = _fitting(tokenizer)
     if name == CHAT:
@@ -56,7 +56,7 @@ def template_name(
 ) -> str:
     """The name of the prompt that a model is asked with; `auto`: the one that it was trained with.
 
-    That is its recipe's, or what the record beside it tells of where it came from; else its own
+    That is its recipe's, or that of its lineage record; else its own
     chat template; else the one whose words its tokenizer knows. Raises R1labError.
     """
     if name == AUTO and target.recipe is not None:
@@ -104,7 +104,7 @@ def few_shot_template(suite: Suite, num: int, *, seed: int) -> Template:
 
 
 def form_of(template: Template) -> str:
-    """The form of generated problems that goes with a template."""
+    """Return the form of generated problems that fits a template."""
     return "compact" if template.name == "compact" else "words"
 
 
@@ -122,7 +122,7 @@ def check_prompts(
     prompts: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Refuse prompts with words that the tokenizer does not know: the model would not see them."""
+    """Reject prompts with words unknown to the tokenizer: the model would not see them."""
     unknown = tokenizer.unk_token_id
     if unknown is None:
         return

@@ -1,4 +1,4 @@
-"""The records of an evaluation. `EvalResult.as_dict` is what stands in eval/*.json."""
+"""The records of an evaluation. `EvalResult.as_dict` is the content of eval/*.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Sample:
 
     `correct` and `score` are None where no reward applied. Where judging failed (`fault` says how)
     `correct` is False and `score` None. `group` numbers the answers of a problem that are equal as
-    the verifier sees them (0: the right ones); None where there is no answer to vote with.
+    the verifier sees them (0: the right ones); None if it has no answer.
     `readable`: the verifier found an answer in it, right or wrong. `token_ids` only where they were
     to be kept.
     """
@@ -56,7 +56,7 @@ class ProblemResult:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The figures of a set of problems, each with its interval.
+    """The metrics of a set of problems, each with its interval.
 
     pass_at_1    mean over problems of the share of right samples
     cons_at_k    mean over problems of maj@k over all k samples of a problem
@@ -115,11 +115,11 @@ class EvalResult:
     shots: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     def headline(self) -> dict[str, float | None]:
-        """The figures alone, by the names that a run's summary has them under."""
+        """Return the metrics alone, under their names in a run's summary."""
 
         def value(estimate: Estimate | None) -> float | None:
             return None if estimate is None else estimate.value

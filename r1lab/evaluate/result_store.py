@@ -1,11 +1,11 @@
-"""Where an evaluation is written: samples as they come, whole lines, then the result.
+"""Store an evaluation: samples as whole lines during sampling, then the result.
 
-    NAME-KEY.samples.jsonl   while it goes: the plan, then a line for each problem with all samples
+    NAME-KEY.samples.jsonl   while it runs: the plan, then a line for each problem with all samples
     NAME-KEY.json            the result, with every sample in it; the lines are removed then
 
 KEY is a hash of the plan (model, problems, sampling, template), so that an interrupted evaluation
-goes on where it stopped, and one of another plan begins anew. What is made of the samples (a second
-grader, budgets, contamination) is no part of the plan: asked for later, it uses the same samples.
+resumes where it stopped, and one of another plan starts anew. Analyses of the samples (a second
+grader, budgets, contamination) are not part of the plan: added later, they use the same samples.
 `read_result` reads any result back.
 """
 
@@ -26,7 +26,7 @@ Plan = Mapping[str, Any]
 
 
 class Store:
-    """The files of one evaluation in `folder`; raises R1labError where it cannot be written to."""
+    """The files of one evaluation in `folder`; raises R1labError if it is not writable."""
 
     def __init__(self, folder: Path, name: str, plan: Plan, extras: Plan | None = None) -> None:
         self._plan = json.loads(json.dumps(plan))
@@ -38,12 +38,12 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise R1labError(f"--out: {folder} cannot be made: {error.strerror}") from error
+            raise R1labError(f"--out: {folder} cannot be created: {error.strerror}") from error
         if not os.access(folder, os.W_OK):
-            raise R1labError(f"--out: {folder} cannot be written to")
+            raise R1labError(f"--out: {folder} is not writable")
 
     def done(self) -> list[ProblemResult]:
-        """The problems that an earlier call has asked already; a torn line is left out."""
+        """Return the problems that an earlier call has finished; an incomplete line is skipped."""
         if not self._lines_path.exists():
             found = read_result(self.result_path) if self.result_path.is_file() else {}
             return [problem_from(problem) for problem in found.get("problems", ())]
@@ -51,7 +51,7 @@ class Store:
         if not whole or json.loads(whole[0]).get("plan") != self._plan:
             self._lines_path.unlink()
             return []
-        # The torn rest of a line would run into the next one.
+        # An incomplete line would otherwise merge with the next one.
         self._lines_path.write_bytes(b"".join(line + b"\n" for line in whole))
         return [problem_from(json.loads(line)) for line in whole[1:]]
 
@@ -66,19 +66,19 @@ class Store:
             os.fsync(file.fileno())
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the result whole and take the lines away; the result as it is read back."""
+        """Write the result, remove the sample lines, and return the result as read back."""
         write_json(self.result_path, {**result, "plan": self._plan, "extras": self._extras})
         self._lines_path.unlink(missing_ok=True)
         return read_result(self.result_path)
 
     def finished(self) -> dict[str, Any] | None:
-        """The result, where this very evaluation was made before, with the same extras."""
+        """Return the result if this evaluation was completed before with the same extras."""
         found = read_result(self.result_path) if self.result_path.is_file() else None
         return found if found is not None and found.get("extras") == self._extras else None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Whole or not at all; a reader never sees half a file."""
+    """Write JSON atomically; a reader never sees a partial file."""
     temporary = path.with_name(path.name + ".tmp")
     # ASCII: a lone surrogate in a model's text is no UTF-8.
     temporary.write_text(json.dumps(values, allow_nan=False) + "\n", encoding="ascii")
@@ -86,21 +86,21 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result as `r1lab eval` or a run wrote it; R1labError for anything else."""
+    """Read a result of `r1lab eval` or a run; raises R1labError for anything else."""
     path = Path(path).expanduser()
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise R1labError(f"no result {path}") from None
     except (OSError, ValueError) as error:
-        raise R1labError(f"{path} is no result of an evaluation: {error}") from error
+        raise R1labError(f"{path} is not an evaluation result: {error}") from error
     if not isinstance(found, dict) or not {"problems", "overall", "k"} <= found.keys():
-        raise R1labError(f"{path} is no result of an evaluation: it lacks its problems or figures")
+        raise R1labError(f"{path} is not an evaluation result: problems or figures are missing")
     return found
 
 
 def problem_from(row: Mapping[str, Any]) -> ProblemResult:
-    """A problem's record from its plain values."""
+    """Build a problem's record from its plain values."""
     greedy = row.get("greedy")
     return ProblemResult(
         **{

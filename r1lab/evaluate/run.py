@@ -1,4 +1,4 @@
-"""Asking held-out problems and judging the samples.
+"""Sample held-out problems and judge the samples.
 
 One `generate` call asks everything that shares sampling settings (a second one for greedy answers),
 one `score` call judges it.
@@ -75,7 +75,7 @@ def ask(
 ) -> Asked:
     """Sample and score; a problem that comes twice is asked once.
 
-    Two different problems with one id are refused: nobody could tell their figures apart. `encode`
+    Two different problems with one id are refused: their metrics would be mixed. `encode`
     makes token ids of a prompt, as in training. With several processes, each asks its share of the
     problems, and the shares are joined before `judge`. Samples of the same seed are the same.
     """
@@ -114,7 +114,7 @@ def ask(
 
 
 def distinct(problems: Sequence[Problem]) -> list[Problem]:
-    """The problems, each once; R1labError where different ones share an id."""
+    """Return the distinct problems; raises R1labError if different ones share an id."""
     by_id: dict[str, Problem] = {}
     for problem in problems:
         known = by_id.setdefault(problem.id, problem)
@@ -137,7 +137,7 @@ def judge(
 ) -> EvalResult:
     """The figures of judged samples. A sample is right where its accuracy part reaches 1.
 
-    Raises R1labError where not one sample could be judged: there is nothing to report then.
+    Raises R1labError if no sample could be judged.
     """
     problems = problem_results(asked, verifiers)
     completions = [c for scored in asked.sampled for c in scored.rollout.completions]
@@ -176,7 +176,7 @@ def result_of(
     template: str,
     sampling: SamplingSettings,
 ) -> EvalResult:
-    """The figures of problems whose samples are judged; R1labError where none of them is."""
+    """Compute the metrics of judged problems; raises R1labError if none is judged."""
     _refuse_if_nothing_was_judged(problems, accuracy)
     sets = {name: [p for p in problems if p.source == name] for name in _sources(problems)}
     greedy = [ProblemResult(p.id, p.source, p.question, p.answer, (p.greedy,))
@@ -201,7 +201,7 @@ def result_of(
 
 
 def summarise(problems: Sequence[ProblemResult], k: int, seed: int) -> Scores:
-    """The figures of a set of problems that were sampled k times each.
+    """Compute the metrics of a set of problems sampled k times each.
 
     Samples to which no reward applies are left out of accuracy, and a problem without a judged one
     of all its figures. pass@k leaves out problems with fewer than k judged samples. For faulted
@@ -245,7 +245,7 @@ SHARES = ("cons_at_k", "format", "truncated", "unanswered", "unparsable")
 def _figures(
     problem: ProblemResult, ks: Sequence[int], lowest: float
 ) -> dict[str, tuple[float, float]]:
-    """What one problem adds to the numerator and the denominator of each figure.
+    """Return one problem's contribution to the numerator and denominator of each metric.
 
     `lowest` is the score that a faulted sample counts with.
     """
@@ -304,7 +304,7 @@ def _greedy(problem: ProblemResult, scored: ScoredGroup, accuracy: str) -> Sampl
 
 
 def _alone(sample: Sample) -> int | None:
-    """The group of an answer that stands alone: right, wrong, or none."""
+    """Return the group of a single answer: right, wrong, or none."""
     if sample.correct is None or not sample.readable:
         return None
     return 0 if sample.correct else 1

@@ -1,7 +1,7 @@
-"""A second opinion: the same samples judged by another reward, and where the two disagree.
+"""Judge the same samples with a second reward and list the disagreements.
 
-The second grader is any reward by its name; `math_verify` is Hugging Face's Math-Verify. It runs
-behind the same wall as every reward.
+The second grader is any reward by its name; `math_verify` is Hugging Face's Math-Verify. It is
+isolated like every reward.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def second_grader(
 
     first, second   pass@1 by either, with intervals;  difference  the second minus the first, with
                     interval and p-value, paired by problem
-    agreement       share of samples on which both say the same
+    agreement       share of samples on which both agree
     disagreements   every sample on which they do not: gold, answer, what each says and why
     A sample on which a grader faulted counts as wrong by it, as in every figure; `num_faults`
     counts the second's. R1labError where those are more than MAX_FAULT_SHARE of all.
@@ -70,11 +70,11 @@ def second_grader(
     if num_faults > MAX_FAULT_SHARE * len(rows):
         fault = next(outcome for outcome in outcomes if isinstance(outcome, ScoringFailure))
         raise R1labError(
-            f"--grader: {name!r} faulted on {num_faults} of {len(rows)} samples, more than "
+            f"--grader: {name!r} failed on {num_faults} of {len(rows)} samples, more than "
             f"{MAX_FAULT_SHARE:.0%} ({fault.kind}: {fault.detail})"
         )
     if len(verdicts) < 2:
-        raise R1labError("--grader: a difference needs an interval, and that two problems")
+        raise R1labError("--grader: a difference with an interval needs at least two problems")
     shares = np.array([np.mean(pairs, axis=0) for pairs in verdicts.values()])
     estimates = bootstrap(shares, np.ones_like(shares), seed=seed, shares=[True, True])
     low, high, p_value = paired_ends(shares[:, 0], shares[:, 1], seed)

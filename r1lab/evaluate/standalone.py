@@ -1,6 +1,6 @@
-"""Scoring a base or a trained model outside a run: `r1lab eval`.
+"""Evaluate a base or trained model outside a run: `r1lab eval`.
 
-What is asked is prepared and checked before a model is loaded (`preparation`). Samples are asked in
+The evaluation is planned and checked before a model is loaded (`plan`). Samples are asked in
 chunks of problems, each with a seed of its own that depends on the evaluation's seed and on the
 chunk's place, and written as they come.
 """
@@ -44,7 +44,7 @@ def evaluate_target(
 ) -> list[tuple[Path, dict[str, Any]]]:
     """Score the target on every suite; (file, result) of each. Raises R1labError.
 
-    `say` hears of progress.
+    `say` receives progress messages.
     """
     session = _Session(target, options)
     prepared = session.at_hand.prepare()
@@ -68,7 +68,7 @@ def evaluate_target(
 
 
 def prepare_target(target: Target, options: EvalOptions) -> list[str]:
-    """Check all that `evaluate_target` would, but for the weights; a few words for each suite."""
+    """Check everything except the weights; return a short description of each suite."""
     return [
         f"would ask {target.label} {len(suite.problems)} problems of {suite.name} x "
         f"{suite.sampling.num_samples} samples, at most {suite.sampling.max_tokens} tokens each, "
@@ -78,7 +78,7 @@ def prepare_target(target: Target, options: EvalOptions) -> list[str]:
 
 
 class _Session:
-    """One model, and what is asked of it."""
+    """One model and its planned suites."""
 
     def __init__(self, target: Target, options: EvalOptions) -> None:
         self.target, self.options = target, options
@@ -88,7 +88,7 @@ class _Session:
     def score(
         self, suite: Prepared, store: Store, runner: IsolatedRunner, say: OnProgress
     ) -> dict[str, Any]:
-        """Ask and judge what an earlier call has not; the result is in the store then."""
+        """Sample and judge the remaining problems, then write the result to the store."""
         verifiers = Verifiers(suite.rewards, template=suite.template, runner=runner)
         known = {problem.id: problem for problem in store.done() if self._serves(problem)}
         total = len(suite.problems) * suite.sampling.num_samples
@@ -162,7 +162,9 @@ class _Session:
     ) -> list[BudgetPoint]:
         asker = self._asker(suite)
         if not isinstance(asker, LocalAsker):
-            raise R1labError("--budgets: a server gives no tokens to cut; give the model's folder")
+            raise R1labError(
+                "--budgets: a server returns no tokens to cut; give the model's folder"
+            )
         return ask_within(
             self.options.budgets, suite.problems, problems, asker, suite.sampling, verifiers
         )
@@ -234,7 +236,7 @@ def evaluate_recipe(recipe: TrainRecipe) -> EvalResult:
 
 
 def _default_folder(target: Target) -> Path:
-    """Beside a run's own evaluations, so that its report finds them; else evals/LABEL."""
+    """Return the folder of the run's evaluations, where its report finds them, or evals/LABEL."""
     return (
         target.run / "eval" / "suites" if target.run is not None else Path("evals") / target.label
     )

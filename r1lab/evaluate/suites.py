@@ -1,9 +1,9 @@
 """Suites: named sets of problems with the way they are asked (`data/suites.yaml`).
 
-A suite is named in one of these ways, the first that fits:
+A suite is named in one of these ways; the first match applies:
     gsm8k, boxes-hard, ...   a suite of data/suites.yaml; `own`: every suite of that group
     problems.jsonl           (or .parquet) rows with a question and an answer
-    owner/name               a set from the hub, likewise (its split `test`)
+    owner/name               a set from the hub with such rows (its split `test`)
     gym:NAME                 a generator of reasoning-gym, with its own scoring
     boxes, file.py:load      any problem source, its held-out problems
 """
@@ -50,10 +50,10 @@ class Suite:
 def find_suites(
     name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None
 ) -> list[Suite]:
-    """The suites that a name stands for; `path` replaces where a set's data lie.
+    """Return the suites of a name; `path` replaces the location of a set's data.
 
     `columns` maps question, answer and id to the columns of a table or a hub's set. Raises
-    R1labError for a name that fits nothing.
+    R1labError for an unknown name.
     """
     known = _shipped_suites()
     if name in known:
@@ -74,7 +74,7 @@ def find_suites(
 def suite_problems(
     suite: Suite, *, split: Split = "test", num: int | None = None, seed: int = 0, form: str = ""
 ) -> list[Problem]:
-    """`num` different problems of a suite (default: its own number), shuffled by `seed`.
+    """Return `num` different problems of a suite (default: its own number), shuffled by `seed`.
 
     `form` is `compact` or `words`, for sources that have both. Raises R1labError where there are
     fewer.
@@ -89,7 +89,7 @@ def suite_problems(
     size = len(stream.problems) if isinstance(stream, ShuffledProblems) else None
     wanted = num or suite.num_problems or size or ENDLESS
     found: dict[str, Problem] = {}
-    # An endless source of few questions gives the same ones again and again.
+    # An endless source with few questions repeats them.
     for index in range(size if size is not None else 100 * wanted):
         problem = stream[index]
         found.setdefault(f"{problem.question}\n{problem.answer}", problem)
@@ -97,7 +97,7 @@ def suite_problems(
             return list(found.values())
     if num is None and size is not None:
         return list(found.values())  # a set that repeats some of its problems
-    raise R1labError(f"{key}: {wanted} problems were asked for, and it has {len(found)}")
+    raise R1labError(f"{key}: {wanted} problems requested, but it has {len(found)}")
 
 
 def suite_names() -> tuple[str, ...]:
@@ -147,7 +147,7 @@ def _unnamed(name: str, columns: Mapping[str, str]) -> Suite:
     known = (*suite_names(), *shipped("source"))
     if "." not in name and ":" not in name and "/" not in name and name not in known:
         raise R1labError(
-            f"--suite: {name!r} is none{nearest(name, known)}; there are "
+            f"--suite: {name!r} is unknown{nearest(name, known)}; there are "
             f"{', '.join(suite_names())}, a file ({', '.join(TABLES)}), a hub name, "
             "gym:NAME, or a problem source"
         )
@@ -166,8 +166,8 @@ def _takes(suite: Suite, option: str) -> bool:
 def solved(problem: Problem) -> str:
     """A problem's solution in words where its source has one, and its answer."""
     solution = str(problem.metadata.get("solution", ""))
-    told = f"The answer is {problem.answer}."
-    return f"{solution}\n{told}" if solution else told
+    message = f"The answer is {problem.answer}."
+    return f"{solution}\n{message}" if solution else message
 
 
 def few_shots(suite: Suite, num: int, *, seed: int, form: str) -> Sequence[Problem]:

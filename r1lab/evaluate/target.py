@@ -1,4 +1,4 @@
-"""What `r1lab eval MODEL` may be given, and the folder or server that is asked in the end.
+"""Resolve the MODEL argument of `r1lab eval` to a folder or a server.
 
 runs/mine                        a run: its trained model, the newest checkpoint that it kept
 recipes/mine.yaml, quickstart    a recipe: its base
@@ -47,7 +47,7 @@ class Target:
 
 
 def find_target(model: str, overrides: Sequence[Override] = ()) -> Target:
-    """What `model` names. `overrides` change the recipe of a run or a recipe; R1labError else."""
+    """Resolve `model`; raises R1labError. `overrides` change the recipe of a run or a recipe."""
     from r1lab.config.reading import find_recipe, load_recipe
 
     if model.startswith(("http://", "https://")):

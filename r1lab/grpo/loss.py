@@ -208,7 +208,7 @@ def policy_loss(
         terms = terms * weights
     if options.kl_coefficient != 0.0:
         if logp_ref is None:
-            raise ValueError("a KL term requires logp_ref")
+            raise ValueError("logp_ref: a KL term requires the log-probs of a reference")
         kl = k3(logp, logp_ref)
         if options.kl_corrected:
             kl = kl * ratio_at_level(of_tokens, lengths, _kl_level(level)).exp()

@@ -176,9 +176,9 @@ def check_causal(values: Values, path: str) -> None:
 
 def check_trainable(values: Values, path: str) -> None:
     """Reject quantised weights, which get no gradient; raises RecipeError."""
-    found = values.get("quantization_config") or values.get("compression_config")
-    if found:
-        method = found.get("quant_method") if isinstance(found, dict) else None
+    quantization = values.get("quantization_config") or values.get("compression_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise RecipeError(
             f"model.path: {path!r} is quantised ({method or 'see its quantization_config'}) and "
             "cannot be trained; give the unquantised base (model.lora.four_bit quantises it to "

@@ -160,7 +160,7 @@ def _check_values(model: PreTrainedModel) -> None:
         # transformers then keeps them separate, while vLLM uses the embedding for both.
         raise ValueError(
             "config.json ties the embeddings, but lm_head differs from them; set "
-            "tie_word_embeddings to false there"
+            "tie_word_embeddings=false there"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not tensor.isfinite().all():

@@ -35,7 +35,7 @@ def require_routers(model: nn.Module) -> None:
     if not routers(model):
         raise RecipeError(
             "algorithm.router_bias_speed, algorithm.router_replay: "
-            f"{type(model).__name__} has no DeepSeek-V3 router; leave them at 0 and none"
+            f"{type(model).__name__} has no router as in DeepSeek-V3; leave them at 0 and none"
         )
 
 

@@ -1,4 +1,4 @@
-"""Every stage on the same suites, and the figures that are set side by side."""
+"""Evaluate every stage on the same suites and tabulate the metrics."""
 
 from __future__ import annotations
 

@@ -159,8 +159,7 @@ def check_name(stages: Sequence[Stage], name: str, option: str) -> None:
     names = [stage.name for stage in stages]
     if name not in names:
         raise RecipeError(
-            f"{option}: no stage is called {name!r}{nearest(name, names)}; there are "
-            f"{', '.join(names)}"
+            f"{option}: unknown stage {name!r}{nearest(name, names)}; there are {', '.join(names)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Running a pipeline: what is not done yet, side by side where it can be, and on from there.
+"""Run the remaining stages of a pipeline, in parallel where possible.
 
 A stage is run as soon as its inputs are there, its evaluation once it is done and a place is free.
 Everything is a process that a user could start by hand, and says so in the stage's log.
@@ -33,7 +33,7 @@ from r1lab.types import RunStopped
 
 @dataclass
 class PipelineRun:
-    """A pipeline under way: `stages` are those that are wanted, in their order."""
+    """A running pipeline: `stages` are the requested ones, in order."""
 
     recipe: PipelineRecipe
     stages: Sequence[Stage]
@@ -44,7 +44,7 @@ class PipelineRun:
     _begun: set[str] = field(default_factory=set)
 
     def go(self) -> None:
-        """Run everything that is wanted. Raises RunStopped where a stage fails."""
+        """Run all requested stages. Raises RunStopped if a stage fails."""
         for stage in self.stages:
             if stage.name in self.again:
                 self._set_aside(stage, "it was to be run again")
@@ -129,7 +129,7 @@ class PipelineRun:
         """Write what it was made from beside the artefact, then that it is done."""
         if not stage.artefact.exists():
             raise RunStopped(
-                f"stage {stage.name}: it came to its end, but {stage.artefact} is not there; "
+                f"stage {stage.name}: it finished, but {stage.artefact} is missing; "
                 f"run it again with --from {stage.name}"
             )
         lineage = write_lineage(
@@ -148,7 +148,7 @@ class PipelineRun:
         _write(stage.folder / "stage.json", record)
 
     def _set_aside(self, stage: Stage, why: str) -> None:
-        """Nothing is lost: the folder is kept under another name."""
+        """Rename the folder, so that nothing is lost."""
         if not stage.folder.exists():
             return
         number = 1

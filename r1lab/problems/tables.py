@@ -91,7 +91,7 @@ def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
     if not value.strip():
         raise ValueError(f"{place}: {column} is empty; leave the row out")
     if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
-        raise ValueError(f"{place}: {column} holds half a character (\\ud800...); mend its escapes")
+        raise ValueError(f"{place}: {column} holds half a character (\\ud800...); fix its escapes")
     return value
 
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its curves, and its samples in the terminal."""
+"""Report on a run: its curves, its HTML page, and its samples in the terminal."""

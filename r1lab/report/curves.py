@@ -46,7 +46,7 @@ STYLE = {
 def draw_curves(run: RunFolder | str | Path, output: str | Path | None = None) -> Path:
     """Draw a run's curves and return the picture's path (`curves.png` in the run folder).
 
-    Works on a run that still goes. Raises R1labError where there is nothing to draw.
+    Works on a running run. Raises R1labError if there is nothing to draw.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -178,7 +178,7 @@ def _held_out(
     marker: str,
     style: str = "-",
 ) -> None:
-    """One figure of every evaluation, with its interval as a band."""
+    """Draw one metric of every evaluation, with its interval as a band."""
     points = [(row["step"] or 0, row["overall"][key]) for row in evals if row["overall"][key]]
     if not points:
         return
@@ -190,7 +190,7 @@ def _held_out(
 
 
 def running_mean(values: Sequence[float], window: int = SMOOTHING) -> list[float]:
-    """The mean of each value and its neighbours, `window` in all, fewer at the ends."""
+    """Return the mean of each value and its neighbours, `window` in all, fewer at the ends."""
     half = window // 2
     return [
         sum(near) / len(near)

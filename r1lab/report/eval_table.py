@@ -1,4 +1,4 @@
-"""The figures of evaluations in the terminal, each with its interval."""
+"""Print evaluation metrics in the terminal, each with its interval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIGURES = (
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """The figures of a result, each with its interval."""
+    """Print the metrics of a result, each with its interval."""
     overall = result["overall"]
     name = " ".join(str(result[key]) for key in ("model", "suite") if result.get(key))
     print(
@@ -43,7 +43,7 @@ def print_result(result: Mapping[str, Any]) -> None:
 
 
 def _print_faults(result: Result, name: str = "") -> None:
-    """How many samples faulted, and what that means for the figures."""
+    """Print how many samples failed, and the effect on the metrics."""
     if share := fault_share(result):
         counted = "counted as wrong"
         if share > MAX_FAULT_SHARE:

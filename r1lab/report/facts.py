@@ -1,4 +1,4 @@
-"""What the files of a run say about it as a whole: settings, cost, faults, held-out figures."""
+"""Summarise a run from its files: settings, cost, failures, held-out metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from r1lab.verify.verifiers import RESERVED_METRICS
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run took. `watts` and `price` (dollars an hour) are the reader's own figures.
+    """The cost of a run. `watts` and `price` (dollars per hour) are given by the user.
 
     hours            the training process as far as its files know: steps, evaluations, set-up
     hours_training   the steps alone
@@ -32,7 +32,7 @@ class Cost:
 
 
 def accuracy_part(folder: RunFolder, evals: Sequence[RolloutRow] = ()) -> str:
-    """The part of a verdict that tells right from wrong, as `Verifiers.accuracy` names it.
+    """Return the verdict component that tells right from wrong (`Verifiers.accuracy`).
 
     Evaluations say it. Before the first one it is read off the recipe: `accuracy` where a reward is
     `problem`, otherwise the short name of the first reward.
@@ -63,7 +63,7 @@ def cost_of(
     price: float | None = None,
     watts: float | None = None,
 ) -> Cost:
-    """The cost of a run from its lines. Before the summary stands, steps alone make the hours."""
+    """Compute the cost of a run. Without a summary, only steps count towards the hours."""
     training = sum(row["total"] for row in timings if is_number(row.get("total")))
     total = summary.get("seconds_total")
     hours = max(training, total if is_number(total) else 0.0) / 3600
@@ -88,7 +88,7 @@ def _tokens(scores: RolloutRow) -> float:
 
 
 def without_samples(row: RolloutRow) -> RolloutRow:
-    """An evaluation's settings and figures, its samples left out."""
+    """Return an evaluation's settings and metrics, without its samples."""
     return {key: value for key, value in row.items() if key != "problems"}
 
 
@@ -120,7 +120,7 @@ def other_evaluations(folder: RunFolder) -> list[RolloutRow]:
 
 
 def prospects_of(folder: RunFolder, events: Sequence[RolloutRow]) -> RolloutRow | None:
-    """Whether the run could learn: as its own start found it, else as asked before it began."""
+    """Return the preflight result: of the run's own start, else of an earlier preflight."""
     for event in reversed(events):
         if event.get("event") == "prospects":
             return event
@@ -132,7 +132,7 @@ def prospects_of(folder: RunFolder, events: Sequence[RolloutRow]) -> RolloutRow 
 
 
 def faulty_files(folder: RunFolder) -> list[str]:
-    """The batches that the run put aside because it could not learn from them."""
+    """Return the batches that the run set aside as unusable."""
     kept = folder.path / "faulty"
     return sorted(path.name for path in kept.iterdir()) if kept.is_dir() else []
 
@@ -152,7 +152,7 @@ def settings_of(recipe: Any, path: str = "") -> dict[str, str]:
 
 
 def stopped_by(events: Sequence[RolloutRow]) -> str | None:
-    """Why the run stopped before its end, if it did and was not gone on with since."""
+    """Return why the run stopped early, if it did and was not resumed since."""
     for event in reversed(events):
         kind = event.get("event")
         if kind in ("stopped", "fault"):
@@ -168,7 +168,7 @@ def _flat(event: RolloutRow) -> RolloutRow:
 
 
 def facts_of(folder: RunFolder, *, price: float | None, watts: float | None) -> dict[str, Any]:
-    """All of the above and the lines themselves, for the report."""
+    """Return all of the above and the metric lines, for the report."""
     metrics, timings, evals = folder.metrics(), folder.timings(), folder.evals()
     summary, recipe, events = folder.summary(), folder.recipe(), folder.events()
     path = folder.recipe_path

@@ -1,4 +1,4 @@
-"""The few figures of a step that are said in one line, and how numbers are written there."""
+"""Format the main metrics of a step in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 # Figures of metrics.jsonl in the order they are said, with their form. `accuracy` stands for
 # whatever part of the verdict tells right from wrong.
 LABELS = {"reward": ".3f", "accuracy": ".3f", "length": ".1f"}
-# Said only where there is any.
+# Shown only if nonzero.
 _TROUBLE = {"faults": "faulted", "skipped": "skipped updates"}
 
 
@@ -20,7 +20,7 @@ def said(
     *,
     accuracy: str = "accuracy",
 ) -> str:
-    """One step in a few words: `reward 0.812  accuracy 0.781  length 28.4  3,912 tokens/s`.
+    """Summarise one step: `reward 0.812  accuracy 0.781  length 28.4  3,912 tokens/s`.
 
     metrics   a line of metrics.jsonl; timings one of timings.jsonl
     accuracy  the part of the verdict that tells right from wrong
@@ -46,7 +46,7 @@ def is_number(value: object) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a clock: `0:07`, `5:12`, `1:02:03`, `2 d 03:04`."""
+    """Format seconds as a clock: `0:07`, `5:12`, `1:02:03`, `2 d 03:04`."""
     whole = max(0, round(seconds))
     minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)

@@ -1,6 +1,6 @@
-"""`r1lab report RUN...`: one HTML file that shows a run, or several over each other.
+"""`r1lab report RUN...`: one HTML file that shows a run, or several overlaid.
 
-The file needs nothing beside itself: scripts, style and data stand in it, and its content security
+The file is self-contained: scripts, style and data are inline, and its content security
 policy forbids everything else, the network first. Only the scripts whose hashes the policy names
 may run, so that nothing a model wrote ever does; on top of that all of it is set as text, never as
 markup. Curves are drawn by uPlot (assets/uplot, vendored whole with its licence).
@@ -47,7 +47,7 @@ def write_report(
     output       None: report.html in the run folder, for several runs in the current one
     price        dollars an hour of the machine;  watts  its mean power draw: the cost
     max_samples  transcripts in the report over all runs; 0: none
-    Works on runs that still go. Raises R1labError for a folder that is no run, or has nothing yet.
+    Works on running runs. Raises R1labError for a folder that is not a run or is still empty.
     """
     folders = [run if isinstance(run, RunFolder) else RunFolder.open(run) for run in runs]
     for folder in folders:
@@ -122,7 +122,7 @@ def _panels(folder: RunFolder, accuracy: str) -> list[Panel]:
 
 
 def labels_of(folders: Sequence[RunFolder], facts: Sequence[dict[str, Any]]) -> list[str]:
-    """What to call each run: its name, its folder's where names are equal, a number at last."""
+    """Label each run: its name, else its folder if names are equal, else a number."""
     labels = [one["name"] for one in facts]
     if len(set(labels)) < len(labels):
         labels = [folder.path.resolve().name for folder in folders]

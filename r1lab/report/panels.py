@@ -1,6 +1,6 @@
-"""The curves of the report as plain data: which figures stand in which panel, and how.
+"""Build the report's curves as plain data: which metrics each panel shows, and how.
 
-Pure functions: the rows of a run in, panels out. The page draws them (assets/charts.js). Panels of
+Pure functions from the rows of a run to panels. The page draws them (assets/charts.js). Panels of
 several runs with the same `id` are laid over each other there. Held-out figures carry the ends of
 their 95% intervals (`low`, `high`); figures of training steps are smoothed by the page.
 """
@@ -64,7 +64,7 @@ def panels_of(
     *,
     accuracy: str,
 ) -> list[Panel]:
-    """The panels of a run that have anything in them, in the order they are read."""
+    """Return the non-empty panels of a run, in reading order."""
     parts = reward_parts(metrics, evals)
     panels = [
         _accuracy(metrics, evals, accuracy),
@@ -210,7 +210,7 @@ _LEVELS = {
 
 
 def _levels(metrics: Sequence[RolloutRow]) -> list[Panel]:
-    """What a curriculum measured and chose; nothing where there is none."""
+    """Curriculum measurements and choices; empty without a curriculum."""
     panels = []
     for prefix, (title, note) in _LEVELS.items():
         named = [
@@ -236,7 +236,7 @@ def _agreement(metrics: Sequence[RolloutRow]) -> Panel:
 
 
 def _collected(metrics: Sequence[RolloutRow]) -> list[Series]:
-    """Nothing where no group was thrown away or left over: an empty panel is left out."""
+    """Empty if no group was dropped or carried over: an empty panel is omitted."""
     if not any(row.get("groups_thrown_away") or row.get("groups_waiting") for row in metrics):
         return []
     return _each(metrics, [
@@ -246,7 +246,7 @@ def _collected(metrics: Sequence[RolloutRow]) -> list[Series]:
 
 
 def _troubled(metrics: Sequence[RolloutRow]) -> list[Series]:
-    """Nothing where nothing went wrong: an empty panel is left out."""
+    """Empty without failures: an empty panel is omitted."""
     named: list[tuple[str, str, Color]] = [
         ("faults", "responses faulted", "orange"), ("skipped", "updates skipped", "red"),
     ]  # fmt: skip
@@ -280,7 +280,7 @@ def _seconds(timings: Sequence[RolloutRow], known: set[str]) -> list[str]:
 def _others(
     metrics: Sequence[RolloutRow], timings: Sequence[RolloutRow], shown: set[str]
 ) -> list[Panel]:
-    """A small panel for every other number of the run, to be opened by who wants it."""
+    """Return a small panel for every other metric, shown on demand."""
     panels = []
     for rows, where in ((metrics, "metrics.jsonl"), (timings, "timings.jsonl")):
         names = dict.fromkeys(key for row in rows for key in row if key not in shown)
@@ -299,7 +299,7 @@ def _each(
     *,
     above: float | None = None,
 ) -> list[Series]:
-    """A line for each (key, label, colour) over the steps that have a number for it."""
+    """Return one line per (key, label, colour) over the steps with a value."""
     lines = []
     for key, label, color in named:
         points = [(row["step"], row[key]) for row in rows if is_number(row.get(key))]

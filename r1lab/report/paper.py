@@ -1,4 +1,4 @@
-"""The papers' curves, from data/paper/: facts to stand beside a run, never mixed with its own.
+"""The papers' curves, from data/paper/: shown with a run, never mixed with its data.
 
 data/paper/README.md names the source of each file and how exactly it was read. No torch.
 """
@@ -24,7 +24,7 @@ class PaperCurve:
     """One curve of a paper, over the training steps of its run.
 
     label   what a legend says; it names the paper, so that nobody takes the curve for a run's
-    source  where the figure stands
+    source  the figure in the paper
     unit    of `values`: `share` (0 to 1) or `tokens`
     steps   rising, S of them;  values  as many
     total_steps  of the whole run, which the curve need not reach
@@ -77,7 +77,7 @@ def paper_curves() -> dict[str, PaperCurve]:
 
 
 def cap_raised_share() -> float:
-    """The share of R1-Zero's run behind which its responses may be longer: 0.79."""
+    """Return the share of R1-Zero's run after which its length cap is raised: 0.79."""
     return R1_ZERO_CAP_RAISED_AT / R1_ZERO_STEPS
 
 

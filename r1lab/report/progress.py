@@ -1,7 +1,7 @@
-"""What a run says while it goes: a bar in a terminal, plain lines everywhere else.
+"""Progress of a run: a bar in a terminal, plain lines otherwise.
 
 In a terminal the bar stays at the bottom and is drawn anew each step. In a file or a pipe each step
-is one line, without any control character. Both say the same figures and the time left.
+is one line, without any control character. Both show the same metrics and the time left.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _BAR = "{desc} {n_fmt}/{total_fmt} |{bar:8}|"
 
 
 class Progress:
-    """Says each step of a run, and whatever else there is to say.
+    """Print each step and other messages of a run.
 
     total     steps of the whole run
-    disable   say nothing at all (every process but the main one)
+    disable   print nothing (every process but the main one)
     lines     where lines go; None: standard output
     terminal  where the bar is drawn, if that is a terminal; None: standard error
     """
@@ -44,7 +44,7 @@ class Progress:
         self._bar: Any = None
 
     def start(self, initial: int = 0, *, accuracy: str = "accuracy") -> None:
-        """The steps begin; `initial` of them were done before (a resumed run).
+        """Start the steps; `initial` of them were done before (a resumed run).
 
         `accuracy` is the figure of metrics.jsonl that tells right from wrong.
         """
@@ -59,7 +59,7 @@ class Progress:
             )  # fmt: skip
 
     def step(self, metrics: Mapping[str, Any], timings: Mapping[str, Any] | None = None) -> None:
-        """A step is done: its line of metrics.jsonl, and that of timings.jsonl where there is one.
+        """Report a finished step: its line of metrics.jsonl, and of timings.jsonl if present.
 
         The time left is reckoned from all time since the start, evaluations included.
         """

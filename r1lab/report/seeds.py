@@ -1,4 +1,4 @@
-"""Runs that differ by their seed only: found by their recipes, and drawn as one mean over seeds.
+"""Group runs that differ only by seed and draw their mean over seeds.
 
 The interval is that of the mean over seeds, by Student's t with n - 1 degrees of freedom (Student
 1908): where the mean of many such runs would lie, on the same held-out problems. That problems are
@@ -65,7 +65,7 @@ def seed_groups(
 def same_but_for_the_seed(settings: Sequence[Mapping[str, str]]) -> list[list[int]]:
     """Numbers of runs whose flat recipes differ by seed, name and output alone, in groups.
 
-    Runs of one seed are no sample of seeds: a group that holds two of them is none.
+    A group with two runs of the same seed is rejected: it is not a sample of seeds.
     """
     alike: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for number, flat in enumerate(settings):
@@ -134,7 +134,7 @@ def _cut(found: Estimate, low: float | None, high: float | None) -> Estimate:
 def _held_out(
     of_runs: Sequence[Sequence[RolloutRow]],
 ) -> tuple[dict[str, Estimate | None], dict[str, Estimate | None]]:
-    """The figures of the first and of the last evaluation that all runs have."""
+    """Return the metrics of the first and the last evaluation that all runs have."""
     by_step = [{row.get("step") or 0: row["overall"] for row in evals} for evals in of_runs]
     common = sorted(set.intersection(*(set(rows) for rows in by_step)))
     if not common:

@@ -1,4 +1,4 @@
-"""What `r1lab verify` found, in the terminal: a table, and the responses that fail.
+"""Print the results of `r1lab verify`: a table and the failing responses.
 
 Model text is never read as markup: it goes through `report.text.printable` into rich `Text`.
 """

@@ -1,4 +1,4 @@
-"""`r1lab watch RUN`: a run that goes, drawn anew in the terminal from its files alone.
+"""`r1lab watch RUN`: show a live run in the terminal from its files alone.
 
 Nothing is asked of the training process: the run may be on another machine, with its folder
 shared. Where the output is no terminal, each new step is one plain line.
@@ -44,7 +44,7 @@ _SILENT = 300.0  # seconds without a step that are worth a word
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the files of a run said at one moment."""
+    """The contents of a run's files at one moment."""
 
     name: str
     total: int | None
@@ -64,7 +64,7 @@ class Snapshot:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is to come, unless the run is gone on with."""
+        """Whether the run has ended, unless it is resumed."""
         return self.ended or self.stopped is not None
 
     @property
@@ -86,8 +86,8 @@ def watch(
 ) -> None:
     """Show a run until it has ended or stopped, by what its files say, or is interrupted itself.
 
-    every  seconds between looks at the files;  once  show what is there and leave
-    R1labError, one line, where there is no run folder.
+    every  seconds between reads of the files;  once  show the current state and exit
+    Raises R1labError if there is no run folder.
     """
     folder = RunFolder.open(run)
     console = console or Console(file=file or sys.stdout)
@@ -224,7 +224,7 @@ def _estimate(estimate: RolloutRow | None, form: str) -> str:
 def _happened(events: Sequence[RolloutRow]) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for event in events[-_NUM_EVENTS:]:
-        told = "  ".join(
+        message = "  ".join(
             str(value) if key in ("text", "verdict") else f"{key} {value}"
             for key, value in event.items()
             if key not in ("time", "event") and not isinstance(value, dict | list)
@@ -233,7 +233,7 @@ def _happened(events: Sequence[RolloutRow]) -> list[RenderableType]:
             Text.assemble(
                 (f"{printable(str(event.get('time', '')))}  ", "dim"),
                 (printable(str(event.get("event", ""))), "bold"),
-                f"  {printable(told)}",
+                f"  {printable(message)}",
             )
         )
     return lines

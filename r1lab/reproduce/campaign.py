@@ -1,7 +1,7 @@
-"""Running the arms of experiments, seed by seed, and going on where that stopped.
+"""Run the arms of experiments, seed by seed, and resume after an interruption.
 
 Each pre-training, run and evaluation is a process of its own, started as a user would start it, and
-leaves a file at its end that says so: what has one is not done again. Several go side by side, one
+leaves a file at its end that says so: what has one is not done again. Several run in parallel, one
 thread each, which on a small model is faster than one after the other with all threads.
 """
 
@@ -115,7 +115,7 @@ class Campaign:
         known = self._tasks.get(done)
         whole = (sys.executable, "-m", "r1lab", *command)
         if known is not None and known.command != whole:
-            raise R1labError(f"{label}: two experiments mean different things by it")
+            raise R1labError(f"{label}: two experiments define it differently")
         log = done.with_suffix(".log") if "eval" in command[:1] else done.parent / "log.txt"
         self._tasks[done] = Task(label, whole, done, log, needs)
 
@@ -127,7 +127,7 @@ class Campaign:
             return self.known[key]
         names = _suites_of(experiment, arm)
         if not (folder / "summary.json").exists():
-            raise R1labError(f"{folder} has not come to its end; its log is {folder / 'log.txt'}")
+            raise R1labError(f"{folder} has not finished; its log is {folder / 'log.txt'}")
         return run_record(
             RunFolder.open(folder),
             arm=arm,
@@ -151,5 +151,5 @@ def _read(path: Path) -> Any:
     import json
 
     if not path.exists():
-        raise R1labError(f"{path}: this evaluation has not come to its end")
+        raise R1labError(f"{path}: this evaluation has not finished")
     return json.loads(path.read_text(encoding="utf-8"))

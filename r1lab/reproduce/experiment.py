@@ -117,7 +117,7 @@ def experiment_names() -> list[str]:
 
 
 def load_experiment(name: str) -> Experiment:
-    """An experiment by its name. Raises RecipeError."""
+    """Load an experiment by its name. Raises RecipeError."""
     path = experiments_folder() / f"{name}.yaml"
     if not path.is_file():
         names = sorted(found.stem for found in experiments_folder().glob("*.yaml"))
@@ -125,5 +125,5 @@ def load_experiment(name: str) -> Experiment:
     try:
         return Experiment.model_validate(parse(path.read_text(encoding="utf-8")))
     except (YamlFault, ValidationError) as error:
-        said = " ".join(str(error).split())
-        raise RecipeError(f"{path.name}: {said[:300]}") from None
+        message = " ".join(str(error).split())
+        raise RecipeError(f"{path.name}: {message[:300]}") from None

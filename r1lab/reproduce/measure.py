@@ -1,6 +1,6 @@
-"""Figures of an experiment's runs, and what they say of its thresholds.
+"""Measure an experiment's runs and compare them with its thresholds.
 
-A figure is one number a run; over the seeds stand their mean and its 95% interval (Student's t,
+A figure is one number a run; reported over seeds as mean and 95% interval (Student's t,
 seeds being few). A threshold is met where the whole interval lies on its side, met in the mean
 where the mean alone does. Nobody reads these off a plot: the verdict is computed.
 """
@@ -27,7 +27,7 @@ ExperimentVerdict = Literal["reproduced", "reproduced in the mean", "not reprodu
 
 @dataclass(frozen=True, slots=True)
 class ThresholdResult:
-    """What came of one criterion: a value a seed, their mean, its interval (None for one seed).
+    """Result of one criterion: a value a seed, their mean, its interval (None for one seed).
 
     `threshold` in words; empty for a figure that is only reported.
     """
@@ -43,7 +43,7 @@ class ThresholdResult:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentOutcome:
-    """What came of an experiment."""
+    """Result of an experiment."""
 
     name: str
     claim: str
@@ -188,7 +188,7 @@ def mean(record: RunRecord, criterion: Criterion) -> float:
     first, last = criterion.at * record.steps, criterion.to * record.steps
     inside = [value for step, value in _curve(record, criterion.of) if first <= step <= last]
     if not inside:
-        raise R1labError(f"{criterion.says!r}: no step of {record.arm} lies in its range")
+        raise R1labError(f"{criterion.says!r}: no step of {record.arm} is in its range")
     return fmean(inside)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves for the figures of an experiment, small enough to keep in a repository.
+"""Compact record of a run for an experiment, small enough to keep in a repository.
 
 A record is read off a run folder and nothing else. `run_record` and `RunRecord.from_dict` give the
 same record, so that every figure and verdict can be computed again from the committed ones.
@@ -163,13 +163,13 @@ def _rounded(value: Any) -> Any:
 def read_records(path: Path) -> dict[str, RunRecord]:
     """Records that were kept, by `r1lab.reproduce.campaign.record_key`.
 
-    Raises R1labError for a file that is none of records.
+    Raises R1labError for a file that is not a record file.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))["records"]
         return {key: RunRecord.from_dict(value) for key, value in values.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise R1labError(f"{path} holds no records of runs: {error}") from None
+        raise R1labError(f"{path} is not a file of run records: {error}") from None
 
 
 def run_folder_of(out: Path, arm: str, seed: int) -> Path:

@@ -3,7 +3,7 @@
 Both compute a log-prob for each sampled token. With r = p_trainer / p_sampler and tokens drawn from
 the sampler, k3 = r - 1 - log r is an unbiased estimate of KL(sampler || trainer) that is never
 negative (Schulman 2020, "Approximating KL divergence"). With equal weights only rounding remains,
-the floor; with different weights the estimate is larger by orders of magnitude.
+the baseline; with different weights the estimate is larger by orders of magnitude.
 
 Deviations from the plain mean of k3:
 1. A token's share is capped at `TOKEN_CAP` nats. Rounding occasionally sends a token to another
@@ -105,13 +105,13 @@ def both_logprobs(
 
 
 class SyncGuard:
-    """Tracks the floor and stops a run whose sampler no longer matches its trainer.
+    """Tracks the baseline (`floor`) and stops a run whose sampler no longer matches its trainer.
 
-    The first check measures the floor (weights have just been synced then); later ones are compared
-    with the bound. `max_kl`, if given, is the only bound. `highest_floor` is the largest value that
-    the first check accepts, `advice` the fix in its message. `allow_chance` widens the bound if
-    tokens are few: see `bound`. Without it, for models whose rounding is far below `highest_floor`
-    in every token, `highest_floor` is also the lowest bound.
+    The first check measures the baseline (weights have just been synced then); later ones are
+    compared with the bound. `max_kl`, if given, is the only bound. `highest_floor` is the largest
+    value that the first check accepts, `advice` the fix in its message. `allow_chance` widens the
+    bound if tokens are few: see `bound`. Without it, for models whose rounding is far below
+    `highest_floor` in every token, `highest_floor` is also the lowest bound.
     """
 
     def __init__(
@@ -128,12 +128,13 @@ class SyncGuard:
         self.floor_tokens = 0
 
     def bound(self, num_tokens: int) -> float:
-        """Return the limit of the k3 estimate over `num_tokens`: five floors, or more if few.
+        """Return the limit of the k3 estimate over `num_tokens`: five baselines, or more if few.
 
-        The mean of n independent shares in [0, TOKEN_CAP] whose expectation is the floor f exceeds
-        f + sqrt(2 f c l / n) + c l / (3 n), l = log(1 / CHANCE), with probability at most CHANCE
-        (Bernstein's inequality; a variance of at most f c). This is the resolution of a check: with
-        20,000 tokens and a floor of 4e-5 the bound is 2e-4 (five floors), with 1,000 tokens 7e-4.
+        The mean of n independent shares in [0, TOKEN_CAP] whose expectation is the baseline f
+        exceeds f + sqrt(2 f c l / n) + c l / (3 n), l = log(1 / CHANCE), with probability at most
+        CHANCE (Bernstein's inequality; a variance of at most f c). This is the resolution of a
+        check: with 20,000 tokens and a baseline of 4e-5 the bound is 2e-4 (five baselines), with
+        1,000 tokens 7e-4.
         """
         if self.max_kl is not None:
             return self.max_kl
@@ -141,14 +142,14 @@ class SyncGuard:
             return max(BOUND_OVER_FLOOR * (self.floor or 0.0), self.highest_floor)
         if self.floor is None:
             return self.highest_floor + _chance(self.highest_floor, num_tokens)
-        # The floor is itself an estimate over a limited number of tokens.
+        # The baseline is itself an estimate over a limited number of tokens.
         reliable = min(num_tokens, self.floor_tokens)
         return max(BOUND_OVER_FLOOR * self.floor, self.floor + _chance(self.floor, reliable))
 
     def holds(self, kl: float | None, num_tokens: int) -> bool:
         """Return whether an estimate is within the bound; True without tokens.
 
-        The first estimate measures the floor.
+        The first estimate measures the baseline.
         """
         if kl is None or num_tokens == 0:
             return True
@@ -173,7 +174,7 @@ class SyncGuard:
         elif self.floor is None:
             source = "the highest plausible floor"
         else:
-            source = f"from a floor of {self.floor:.2g} over {self.floor_tokens} tokens"
+            source = f"from a baseline of {self.floor:.2g} over {self.floor_tokens} tokens"
         return (
             f"sampler and trainer disagree at weight version {version}: KL {kl:.3g} over "
             f"{num_tokens} sampled tokens, the bound is {bound:.2g} ({source}); the sampler "
@@ -181,7 +182,7 @@ class SyncGuard:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the measured floor."""
+        """Return the measured baseline."""
         return {"floor": self.floor, "floor_tokens": self.floor_tokens}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ class RolloutSource:
 
     The process of this `rank` draws every `world_size`-th problem of a step: shares are disjoint
     and, together, independent of the number of processes. `guard` bounds the mismatch of sampler
-    and trainer; without one `max_sync_kl` does, or the measured floor if that is None: see
+    and trainer; without one `max_sync_kl` does, or the measured baseline if that is None: see
     `SyncGuard`. `routed_experts` requests from the sampler the experts that it selected.
     """
 
@@ -187,7 +187,7 @@ class RolloutSource:
         return encode_prompt(self._tokenizer, text)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, groups carried over, the measured floor and curriculum counts."""
+        """Return the position, groups carried over, the measured baseline and curriculum counts."""
         return {
             "position": self._position,
             "waiting": [as_plain(group) for group in self.waiting],

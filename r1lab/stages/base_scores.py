@@ -1,4 +1,4 @@
-"""What a base can do before any reinforcement learning: its held-out scores by kind of problem."""
+"""Score a base before reinforcement learning: held-out scores by kind of problem."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """On-policy distillation (Agarwal et al., arXiv 2306.13649), by TRL's DistillationTrainer.
 
 The student answers prompts itself, and is drawn to the teacher's distribution over each token of
-what it wrote: it learns to go on from its own mistakes, which rows of a teacher do not show it.
+what it wrote: it learns to continue from its own mistakes, which rows of a teacher do not show it.
 Teacher and student need one vocabulary.
 """
 
@@ -24,14 +24,14 @@ from r1lab.types import RecipeError
 
 
 def distil(recipe: DistilRecipe) -> Path:
-    """Train (or go on), and return the folder of the student. Raises RecipeError."""
+    """Train (or resume) and return the folder of the student. Raises RecipeError."""
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
     rows = read_rows(recipe.rows, ("prompt",), recipe.seed)
     if len(rows) < recipe.batch_size:  # TRL takes whole batches alone, and would find none
         raise RecipeError(
-            f"batch_size: {recipe.batch_size} prompts are wanted for an update, and rows has "
+            f"batch_size: {recipe.batch_size} prompts are needed for an update, but rows has "
             f"{len(rows)}"
         )
     folder = open_stage(recipe)

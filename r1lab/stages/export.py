@@ -1,4 +1,4 @@
-"""A model as an ordinary Hugging Face folder, for everyone who has no r1lab: `r1lab export`.
+"""Export a model as a Hugging Face folder usable without r1lab: `r1lab export`.
 
 Adapters are merged as the sampler sees them (base + delta, `r1lab.model.weights`); whole weights
 are copied byte for byte. The tokenizer gets a chat template that writes the very prompt the model
@@ -50,13 +50,13 @@ def export_model(
     template  of `r1lab.prompts`, `chat` (the tokenizer's own), or `auto`: as trained
     dtype     of the weights; None leaves them as they are
     link      weights are linked, not copied, where the disk can: for a cache
-    Raises R1labError where `out` holds something already, and for what cannot be exported.
+    Raises R1labError if `out` is not empty, or if the target cannot be exported.
     """
     if target.is_server:
         raise R1labError(f"{target.path} is a server; give the folder of the model that it serves")
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise R1labError(f"--out: {out} holds something already; name another folder")
+        raise R1labError(f"--out: {out} is not empty; name another folder")
     settings = model_settings(target, dtype=dtype, gguf_file=gguf_file)
     config, tokenizer, folder = prepare_base(settings)
     asked = template_name(template, target, folder, tokenizer)
@@ -140,7 +140,7 @@ def _take_weights(folder: Path, to: Path, take: Callable[[Path, Path], Any]) -> 
 def _write_generation_config(
     config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, to: Path, target: Target
 ) -> None:
-    """Ends and sampling as the model was evaluated, so that `generate` and servers do likewise."""
+    """Ends and sampling as the model was evaluated, for `generate` and servers."""
     from transformers import GenerationConfig
 
     file = folder / "generation_config.json"

@@ -1,4 +1,4 @@
-"""The card of an exported model: how to ask it, what it can do, and what it was made from."""
+"""The card of an exported model: how to prompt it, its scores, and its lineage."""
 
 from __future__ import annotations
 

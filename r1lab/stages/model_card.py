@@ -1,4 +1,4 @@
-"""The finished base: its folder, its scores, and a card that says what it is and what it can do."""
+"""Write the finished base: its folder, its scores, and its model card."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def load_distances(loads: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
 
 def render_card(recipe: PretrainRecipe, card: Mapping[str, Any]) -> str:
-    """The card as Markdown: what stands in card.json, for people."""
+    """The card as Markdown: the content of card.json for readers."""
     cache = card.get("kv_cache_bytes_per_token")
     kind = "V3-style base (MLA, mixture of experts, router bias)" if cache else "dense base"
     lines = [
@@ -157,8 +157,8 @@ def _load_lines(card: Mapping[str, Any]) -> list[str]:
     for name, load in card["expert_load"].items():
         distance = card["expert_load_distance"].get(name, "")
         for layer, shares in enumerate(load):
-            said = " ".join(f"{share:.3f}" for share in shares)
-            lines.append(f"| {name} | {layer} | {said} | {distance if layer == 0 else ''} |")
+            message = " ".join(f"{share:.3f}" for share in shares)
+            lines.append(f"| {name} | {layer} | {message} | {distance if layer == 0 else ''} |")
     lines += [
         "",
         "Distance: total variation between a kind's load and the load over all kinds, mean over "

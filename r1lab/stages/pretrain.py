@@ -29,7 +29,7 @@ from r1lab.model.tokenizer import VOCAB_SIZE, build_tokenizer
 from r1lab.types import RecipeError
 
 _IGNORED = -100
-_HARMLESS = ("name", "output", "checkpoint_every")  # for a run that goes on
+_HARMLESS = ("name", "output", "checkpoint_every")  # for a resumed run
 _POOL = 64  # rows packed at once: enough documents for a tight fit
 
 
@@ -118,7 +118,7 @@ class PackedCorpus:
 
 @dataclass
 class PretrainProgress:
-    """Where a pre-training run stands; with weights and optimiser, all that it needs to go on."""
+    """State of a pre-training run; with weights and optimiser, all it needs to resume."""
 
     step: int = 0
     tokens: int = 0
@@ -163,7 +163,7 @@ def save_state(
     progress: PretrainProgress,
     recipe: PretrainRecipe,
 ) -> None:
-    """Write everything the run needs to go on, whole or not at all."""
+    """Write everything the run needs to resume, atomically."""
     state = {
         "recipe": recipe.model_dump(mode="json"),
         "inputs": progress.inputs,
@@ -179,9 +179,9 @@ def save_state(
 def load_state(
     folder: Path, model: Any, optimizer: MasterAdamW, recipe: PretrainRecipe
 ) -> PretrainProgress:
-    """Take up a saved state where there is one; a fresh PretrainProgress otherwise.
+    """Load a saved state if present; otherwise return a fresh PretrainProgress.
 
-    Raises RecipeError where the state is that of another recipe, or torn.
+    Raises RecipeError if the state belongs to another recipe or is corrupted.
     """
     path = folder / "state.pt"
     found = input_digests(recipe)
@@ -191,18 +191,18 @@ def load_state(
         state = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise RecipeError(
-            f"output: {path} is torn ({' '.join(str(error).split())[:100]}); remove it to begin "
-            "anew, or name another folder with --output"
+            f"output: {path} is corrupted ({' '.join(str(error).split())[:100]}); remove it to "
+            "start anew, or name another folder with --output"
         ) from None
     now, inputs = recipe.model_dump(mode="json"), (state.get("inputs", {}), found)
     changed = [
         f"{key}: {text}"
         for key, text in differences(moved(state.get("recipe", {}), now, inputs), now)
         if key not in _HARMLESS and not key.startswith("card_")
-    ] + [said for said in changed_inputs(*inputs) if not said.startswith("card_")]
+    ] + [message for message in changed_inputs(*inputs) if not message.startswith("card_")]
     if changed and "recipe" in state:
         raise RecipeError(
-            f"output: {folder} holds a pre-training of another recipe ({'; '.join(changed)}); "
+            f"output: {folder} contains a pre-training of another recipe ({'; '.join(changed)}); "
             "change it back, or name another folder with --output"
         )
     optimizer.load_state_dict(state["optimizer"])
@@ -212,14 +212,14 @@ def load_state(
 
 
 def forget_lines_after(path: Path, step: int) -> None:
-    """Take back what was logged after the state that a run goes on from: no line stands twice."""
+    """Drop lines logged after the resumed state, so that no line is duplicated."""
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if json.loads(line)["step"] <= step]
     path.write_text("".join(f"{line}\n" for line in kept))
 
 
 def pretrain(recipe: PretrainRecipe) -> Path:
-    """Run (or go on with) a pre-training; return the folder of the finished base."""
+    """Run (or resume) a pre-training; return the folder of the finished base."""
     from r1lab.problems.registry import resolve
 
     folder = Path(recipe.run_folder)

@@ -21,7 +21,7 @@ from r1lab.types import RecipeError
 
 
 def train_reward_model(recipe: RewardModelRecipe) -> Path:
-    """Train (or go on), and return the folder of the reward model. Raises RecipeError."""
+    """Train (or resume) and return the folder of the reward model. Raises RecipeError."""
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
@@ -70,9 +70,9 @@ def load_scorer(recipe: RewardModelRecipe) -> tuple[Any, Any]:
             **experts_of(config),
         )  # fmt: skip
     except ValueError as error:
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise RecipeError(
-            f"model.path: {recipe.model.path!r} takes no score head: {said}"
+            f"model.path: {recipe.model.path!r} does not support a score head: {message}"
         ) from None
     return model, tokenizer
 

@@ -31,10 +31,10 @@ def read_rows(
     """The rows of all sets, each with `needed` columns of text, in the order of the sets.
 
     `num` rows of a set are drawn without order by the seed. Raises RecipeError, one line, for a
-    file that is missing or torn, a column that is not there, and sets with too few rows.
+    file that is missing or corrupted, a missing column, and sets with too few rows.
     """
     if not settings:
-        raise RecipeError("rows: name what is to be trained on, a file or a function")
+        raise RecipeError("rows: give a file or a function to train on")
     rows: list[TrainingRow] = []
     for index, one in enumerate(settings):
         key = f"rows.{index}"
@@ -46,7 +46,7 @@ def read_rows(
         if one.num is not None:
             if one.num > len(found):
                 raise RecipeError(
-                    f"{key}.num: {one.num} rows were asked for, and {one.path} has {len(found)}"
+                    f"{key}.num: {one.num} rows requested, but {one.path} has {len(found)}"
                 )
             found = random.Random(f"rows/{seed}/{index}").sample(found, one.num)
         rows += found
@@ -109,4 +109,4 @@ def _check(row: Mapping[str, Any], needed: Sequence[str], place: str) -> None:
                 f"{place}: no column {column!r}{nearest(column, row)}; it has {', '.join(row)}"
             )
         if not isinstance(row[column], str) or not row[column].strip():
-            raise RecipeError(f"{place}: {column} must be text that is not empty")
+            raise RecipeError(f"{place}: {column} must be non-empty text")

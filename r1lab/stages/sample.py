@@ -45,7 +45,7 @@ _PIECE = 3  # tokens of the pieces by which two responses are compared
 def sample(recipe: SampleRecipe) -> Path:
     """Ask, judge, filter and write rows.jsonl; return its path. Raises R1labError.
 
-    A stage that was interrupted goes on behind the last chunk of questions that was written.
+    A stage that was interrupted resumes after the last chunk of questions that was written.
     """
     from tqdm import tqdm
 
@@ -123,10 +123,10 @@ class _asker:
 
 
 def check_names(keep: KeepSettings, names: Sequence[str]) -> None:
-    """Refuse a threshold on a reward that is not there; raises RecipeError."""
+    """Reject a threshold on an unknown reward; raises RecipeError."""
     for name in keep.least:
         if name not in names:
-            raise RecipeError(f"keep.least.{name}: no reward is called so; there are "
+            raise RecipeError(f"keep.least.{name}: unknown reward; there are "
                               f"{', '.join(names)}")  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def kept_rows(
 
 
 def refusal(completion: Completion, outcome: Outcome, keep: KeepSettings) -> str | None:
-    """Why the rewards keep a response out; None where they do not."""
+    """Return why the rewards reject a response; None if they accept it."""
     if isinstance(outcome, ScoringFailure):
         return f"fault: {outcome.kind}"
     if completion.finish_reason == "length":
@@ -206,7 +206,9 @@ def _cleaned(clean: Clean, problem: Problem, completion: Completion) -> str | No
     except Exception as error:  # the function may be the user's
         raise RecipeError(f"keep.clean: {raised(error)} ({problem.id})") from error
     if text is not None and not isinstance(text, str):
-        raise RecipeError(f"keep.clean: gave {type(text).__name__}, and must give text or None")
+        raise RecipeError(
+            f"keep.clean: returned {type(text).__name__}; it must return text or None"
+        )
     return text
 
 
@@ -226,7 +228,7 @@ def _append(folder: Path, chunk: dict[str, Any]) -> None:
 
 
 def _read_chunks(folder: Path) -> list[dict[str, Any]]:
-    """The chunks that were written whole; a torn last line is taken back."""
+    """Return the complete chunks; an incomplete last line is removed."""
     path = folder / "chunks.jsonl"
     if not path.exists():
         return []
@@ -240,8 +242,10 @@ def _finish(folder: Path, recipe: SampleRecipe, chunks: Sequence[dict[str, Any]]
     rows = [row for chunk in chunks for row in chunk["rows"]]
     why: Counter[str] = sum((Counter(chunk["why"]) for chunk in chunks), Counter())
     if not rows:
-        told = ", ".join(f"{reason}: {count}" for reason, count in why.most_common())
-        raise RecipeError(f"keep: not one response is left ({told}); lower keep.least, or ask more")
+        message = ", ".join(f"{reason}: {count}" for reason, count in why.most_common())
+        raise RecipeError(
+            f"keep: no response is left ({message}); lower keep.least, or sample more"
+        )
     path = folder / "rows.jsonl"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(

@@ -79,10 +79,10 @@ def load_reward_model(folder: str) -> tuple[Any, Any]:
 
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
-        raise RecipeError(f"{folder!r} is no reward model: it has no config.json")
+        raise RecipeError(f"{folder!r} is not a reward model: it has no config.json")
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not any("SequenceClassification" in name for name in config.get("architectures", ())):
-        raise RecipeError(f"{folder!r} is no reward model but {config.get('architectures')}")
+        raise RecipeError(f"{folder!r} is not a reward model but {config.get('architectures')}")
     loaded = load_config(path, folder, causal=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         path, config=loaded, dtype=torch.float32, local_files_only=True, **experts_of(loaded)

@@ -1,6 +1,6 @@
 """`r1lab serve`: vLLM's OpenAI-compatible server on any model that r1lab knows.
 
-The exported form is what is served, so that a client's messages become the prompt of training, and
+The exported form is served, so that a client's messages become the prompt of training, and
 thinking and content come apart by a reasoning parser.
 """
 
@@ -48,9 +48,9 @@ class ServeOptions:
 
 
 def serve(target: Target, options: ServeOptions, say: Callable[[str], None]) -> None:
-    """Serve the target until a signal ends it; `say` hears where. Raises R1labError."""
+    """Serve the target until a signal ends it; `say` receives the address. Raises R1labError."""
     if target.is_server:
-        raise R1labError(f"{target.path} is served already; give a model")
+        raise R1labError(f"{target.path} is already a server; give a model")
     if find_spec("vllm") is None:
         raise R1labError("vLLM is not installed here; pip install 'r1lab[cpu]' (or 'r1lab[gpu]')")
     check_address(options.host, options.port)

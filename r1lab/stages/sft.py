@@ -23,7 +23,7 @@ from r1lab.types import RecipeError
 
 
 def sft(recipe: SftRecipe) -> Path:
-    """Train (or go on), and return the folder of the model. Raises RecipeError."""
+    """Train (or resume) and return the folder of the model. Raises RecipeError."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 

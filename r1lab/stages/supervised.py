@@ -1,6 +1,6 @@
-"""What the stages on TRL's trainers share: their arguments, their progress, their end.
+"""Shared code of the stages on TRL's trainers: arguments, progress, completion.
 
-TRL trains, saves and goes on; what is ours is which model it gets, which rows, and the folder that
+TRL trains, saves and resumes; what is ours is which model it gets, which rows, and the folder that
 is left: `model/` as every other stage and the samplers read it, `summary.json`, and
 `metrics.jsonl`, a line for each time that TRL logs.
 """
@@ -29,7 +29,7 @@ _STATES = "states"
 def open_stage(recipe: Any) -> Path:
     """The stage's folder, with its resolved recipe and digests of what that names.
 
-    RecipeError where it is another recipe's, or what the recipe names has changed.
+    Raises RecipeError if it belongs to another recipe, or its inputs have changed.
     """
     from r1lab.config.diff import differences, moved
     from r1lab.config.plain_yaml import parse
@@ -49,8 +49,8 @@ def open_stage(recipe: Any) -> Path:
         ] + changed_inputs(*inputs)
         if changed:
             raise RecipeError(
-                f"output: {folder} holds a stage of another recipe ({'; '.join(changed)}); change "
-                "it back, or name another folder with --output"
+                f"output: {folder} contains a stage of another recipe ({'; '.join(changed)}); "
+                "change it back, or name another folder with --output"
             )
     written.write_text(dump_resolved(recipe), encoding="utf-8")
     named.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -105,7 +105,7 @@ def trainer_arguments(recipe: SupervisedRecipe, folder: Path) -> dict[str, Any]:
 
 
 def newest_state(folder: Path) -> str | None:
-    """The newest state that TRL left whole, None where there is none."""
+    """Return the newest complete state of TRL, or None."""
     states = [path for path in (folder / _STATES).glob("checkpoint-*")
               if (path / "trainer_state.json").exists()]  # fmt: skip
     newest = max(states, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

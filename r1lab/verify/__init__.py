@@ -1,13 +1,13 @@
-"""Running rewards: loading them by name, calling them, adding them up.
+"""Load rewards by name, call them, and sum their scores.
 
-A reward is a plain function in any file, with one of two signatures, told apart by their names:
+A reward is a plain function in any file, with one of two signatures that differ in parameter names:
 
     def reward(problem, completion, **options) -> float | Verdict | None     # one response
     def reward(prompts, completions, **columns) -> list[float | None]        # TRL's, unchanged
 
-`load_reward` finds and checks one, `call_reward` runs it on items in this process, `Verifiers` adds
-up those of a recipe. A `Runner` decides where a reward runs: `InProcessRunner` here,
-`IsolatedRunner` in worker processes with limits of time and memory for each response.
+`load_reward` finds and checks one, `call_reward` runs it on items in this process, `Verifiers` sums
+those of a recipe. A `Runner` decides where a reward runs: `InProcessRunner` here,
+`IsolatedRunner` in worker processes with time and memory limits for each response.
 """
 
 from r1lab.verify.call import (

@@ -1,14 +1,14 @@
-"""Calling one reward on many responses.
+"""Call one reward on many responses.
 
-If user code raises, while it judges or while what it returned is read, that response gets a
+If user code raises, during judging or while its return value is read, that response gets a
 `ScoringFailure` and never a score. A reward that breaks its contract (a list of the wrong length,
-NaN, something that is no number) is a mistake in its code: a `RewardError` names the file and line.
+NaN, a value that is not a number) is a bug in its code: a `RewardError` names the file and line.
 
 Deviations from TRL 1.16's GRPOTrainer, whose reward functions run here unchanged:
-1. A NaN is refused; TRL takes it for None.
+1. NaN is rejected; TRL treats it as None.
 2. A function without `**kwargs` gets only the columns it names; TRL's call would fail.
-3. When a batched function raises, it is called again for each response alone, so that only those
-   that make it raise are lost.
+3. When a batched function raises, it is called again for each response separately, so that only
+   the responses that make it raise are lost.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class RewardError(R1labError):
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """The part of TRL's `trainer_state` that a reward can lean on here.
+    """The part of TRL's `trainer_state` that rewards can use here.
 
-    `global_step` is the number of steps that the weights of these responses have taken,
+    `global_step` is the number of training steps behind the weights that sampled these responses,
     `max_steps` the run's number of steps (0 outside a run).
     """
 
@@ -60,7 +60,7 @@ class TrainerState:
 
 @dataclass(frozen=True, slots=True)
 class RewardCall:
-    """One response to judge: `prompt` is the text it was asked with, its prefix included."""
+    """One response to judge: `prompt` is the full prompt text, including its prefix."""
 
     problem: Problem
     completion: Completion
@@ -69,12 +69,12 @@ class RewardCall:
 
 
 class Runner(Protocol):
-    """Where rewards run: in this process, or behind a wall of worker processes."""
+    """Where rewards run: in this process or in isolated worker processes."""
 
     def run(self, reward: Reward, items: Sequence[RewardCall]) -> list[Outcome]:
-        """One outcome for each item, in order: a ScoringFailure where the machinery failed on it.
+        """Return one outcome per item, in order: a ScoringFailure if scoring failed.
 
-        Raises RewardError where the reward breaks its contract.
+        Raises RewardError if the reward breaks its contract.
         """
 
 
@@ -90,12 +90,12 @@ class InProcessRunner:
             return call_reward(reward, items)
 
     def close(self) -> None:
-        """Say how much the rewards have printed, where it was not shown."""
+        """Report how many printed lines of the rewards were not shown."""
         self._output.close()
 
 
 def call_reward(reward: Reward, items: Sequence[RewardCall]) -> list[Outcome]:
-    """Judge the items in order, in this process. Raises RewardError; exceptions are Faults."""
+    """Judge the items in this process. Raises RewardError; exceptions give ScoringFailures."""
     function, options = reward.function(), reward.options
     if reward.style == "single":
         return [judge_one(function, item, options) for item in items]
@@ -171,13 +171,13 @@ def judge_together(
 
 
 def _scores(function: Callable[..., Any], values: Any, items: Sequence[RewardCall]) -> list[Any]:
-    """What a batched reward returned as a list, one value for each item."""
+    """Return the result of a batched reward as a list with one value per item."""
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
         raise RewardError(
             f"{_name(function)} returned {type(values).__name__}; "
             f"return a list of {len(items)} numbers or None, one for each completion"
         )
-    scores = list(islice(values, len(items) + 1))  # an iterator may have no end
+    scores = list(islice(values, len(items) + 1))  # an iterator may be infinite
     if len(scores) != len(items):
         num = str(len(values)) if isinstance(values, Sized) else str(len(scores))
         more = "" if isinstance(values, Sized) or len(scores) < len(items) else " or more"
@@ -191,7 +191,7 @@ def _scores(function: Callable[..., Any], values: Any, items: Sequence[RewardCal
 def _read(
     function: Callable[..., Any], convert: Callable[[], ReadValue]
 ) -> ReadValue | ScoringFailure:
-    """`convert()`: what it raises while it reads a returned value is a fault of that response."""
+    """Return `convert()`, or a ScoringFailure if reading the returned value raises."""
     try:
         return convert()
     except RewardError:
@@ -201,9 +201,9 @@ def _read(
 
 
 def _columns(items: Sequence[RewardCall]) -> dict[str, list[Any]]:
-    """TRL's arguments: one list a column. Metadata cannot replace columns that are always there.
+    """Return TRL's arguments, one list per column. Metadata cannot replace the fixed columns.
 
-    A metadata key that a problem lacks is None in its row, so that tasks can be mixed.
+    A missing metadata key is None in that row, so that tasks can be mixed.
     """
     keys = dict.fromkeys(key for item in items for key in item.problem.metadata)
     columns = {key: [item.problem.metadata.get(key) for item in items] for key in keys}
@@ -269,12 +269,12 @@ async def _finish(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """As text of Python's own type: a subclass may have methods that raise later."""
+    """Convert to a plain `str`: a subclass may have methods that raise later."""
     return str.__str__(str(value))
 
 
 def _plain(value: Any) -> Any:
-    """A Python number for a NumPy or torch scalar; anything else as it is."""
+    """Convert a NumPy or torch scalar to a Python number; return anything else unchanged."""
     if not isinstance(value, Real) and callable(getattr(value, "item", None)):
         return value.item()
     return value
@@ -289,7 +289,7 @@ def _verdict(function: Callable[..., Any], value: Any, item: RewardCall) -> Verd
 
 
 def _checked(function: Callable[..., Any], verdict: Verdict, item: RewardCall) -> Verdict:
-    """The user's verdict with plain types in it: nothing of the user's is read after this."""
+    """Return the verdict with plain types only: no user code runs after this."""
     fix = "the score and the parts of a Verdict are numbers"
     score, reason, given = verdict.score, verdict.reason, verdict.parts
     if type(score) is not float and score is not None:
@@ -315,9 +315,9 @@ def _number(function: Callable[..., Any], value: Any, item: RewardCall, fix: str
 
 
 def _fault(function: Callable[..., Any], error: BaseException) -> ScoringFailure:
-    """Names the exception and the last line of the reward's own file that was running.
+    """Describe the exception and the last executed line of the reward's own file.
 
-    Raises it again where it is no exception of the reward's: Ctrl-C, or a signal to the run.
+    Re-raises exceptions that do not come from the reward: Ctrl-C, or a signal to the run.
     """
     if isinstance(error, Interrupted) or (
         isinstance(error, KeyboardInterrupt) and not _is_raised_by_code(error)
@@ -325,14 +325,14 @@ def _fault(function: Callable[..., Any], error: BaseException) -> ScoringFailure
         raise error
     try:
         message = " ".join(_text(error)[:1000].split())[:200]
-    except BaseException:  # its own __str__ may be what is broken
+    except BaseException:  # its own __str__ may raise
         message = "(its text cannot be read)"
     kind = "memory" if isinstance(error, MemoryError) else "exception"
     return ScoringFailure(kind, f"{type(error).__name__}: {message} ({_where(function, error)})")
 
 
 def _is_raised_by_code(error: BaseException) -> bool:
-    """Whether a `raise` statement raised it: a signal's comes between instructions."""
+    """Whether a `raise` statement raised it: a signal's arrives between instructions."""
     frames = error.__traceback__
     while frames is not None and frames.tb_next is not None:
         frames = frames.tb_next
@@ -351,7 +351,7 @@ def _score_error(function: Callable[..., Any], error: ScoreError, item: RewardCa
 
 
 def _where(function: Callable[..., Any], error: BaseException) -> str:
-    """The last line of the function's own file that was running."""
+    """Return the last executed line in the function's own file."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__, limit=-200)
     own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]

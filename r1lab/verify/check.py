@@ -1,4 +1,4 @@
-"""Does a reward tell right from wrong? Asked without any model: `r1lab verify`.
+"""Test whether a reward separates right from wrong, without a model (`r1lab verify`).
 
 Responses are made from the problems themselves:
     gold      the gold answer, well-formed: must score full
@@ -43,7 +43,7 @@ class RewardProbe:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What a reward made of one probe, and the seconds it took, the way to a worker included."""
+    """Result of one probe and its duration in seconds, including the transfer to a worker."""
 
     probe: RewardProbe
     outcome: Outcome
@@ -53,7 +53,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """All probes of a reward. `executed`: some hostile text was run, the canary was written.
+    """Results of all probes. `executed`: hostile text was executed (the canary was written).
 
     `per_second` are the gold, wrong and other harmless responses judged a second, in one batch.
     """
@@ -72,11 +72,11 @@ class CheckReport:
 
 
 def respond(template: Template, answer: str | None, thinking: str = "I work it out.") -> Completion:
-    """A response that a model could have written; without an answer part where `answer` is None."""
+    """Return a plausible response, without an answer part if `answer` is None."""
     if template.answer_in == "box":
         boxed = "" if answer is None else f"\\boxed{{{answer}}}"
         return as_written(template, f"{thinking} {boxed}")
-    if template.answer_in == "whole":  # all behind the thinking is the answer
+    if template.answer_in == "whole":  # everything after the thinking is the answer
         opened = f"{'' if THINK_OPEN in template.prefix else THINK_OPEN} {thinking}"
         closed = opened if answer is None else f"{opened} {THINK_CLOSE} {answer}"
         return as_written(template, closed)
@@ -103,7 +103,7 @@ def as_written(template: Template, text: str) -> Completion:
 
 
 def make_probes(problems: Sequence[Problem], template: Template, canary: Path) -> list[RewardProbe]:
-    """All probes for these problems, by kind and then by problem."""
+    """Return all probes for these problems, ordered by kind, then by problem."""
     probes: list[RewardProbe] = []
 
     def add(check: str, what: str, problem: Problem, completion: Completion) -> None:
@@ -140,11 +140,11 @@ def check_reward(
     full: float = 1.0,
     say: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckReport:
-    """Try a reward with every probe, one at a time, and then the harmless ones in one batch.
+    """Run a reward on every probe, one at a time, then on the harmless ones in one batch.
 
     `reward_of` gives the reward of a problem (always the same one, or the verifier it names).
-    `full` is the score of a right answer, `say` hears of progress: probes done, probes in all.
-    Raises RewardError where the reward breaks its contract.
+    `full` is the score of a right answer. `say` receives progress: probes done, probes in total.
+    Raises RewardError if the reward breaks its contract.
     """
     tried: list[Tried] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +152,7 @@ def check_reward(
         probes = make_probes(problems, template, canary)
         say(0, len(probes))
         for reward, items in _by_reward([p.item for p in probes], reward_of):
-            runner.run(reward, items[:1])  # imports are no part of the time
+            runner.run(reward, items[:1])  # exclude imports from the timing
         for probe in probes:
             tried.append(_try(probe, reward_of(probe.item.problem), runner, full))
             say(len(tried), len(probes))

@@ -1,6 +1,6 @@
 """Rewards of this project as reward functions of TRL's GRPOTrainer (TRL 1.16). Imports no TRL.
 
-The other way round, a reward written for TRL needs nothing: `r1lab.verify.load` takes it as it is.
+Conversely, `r1lab.verify.load` accepts a reward written for TRL unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from r1lab.verify.call import InProcessRunner, RewardCall, Runner
 from r1lab.verify.isolation import IsolatedRunner
 from r1lab.verify.load import RewardLimits, load_reward
 
-# What TRL hands over beside the columns of its dataset.
+# Arguments that TRL passes in addition to the dataset columns.
 _NO_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "completion_ids"})
 
 _LIMITS = RewardLimits()
@@ -34,14 +34,14 @@ def trl_reward(
     isolate: bool = True,
     limits: RewardLimits = _LIMITS,
 ) -> TrlReward:
-    """The reward that `reference` names as a function of TRL's signature.
+    """Return the reward that `reference` names as a function with TRL's signature.
 
-    reference   as in a recipe: `math`, `format`, `file.py:function`, ...; `options` likewise
+    reference   as in a recipe: `math`, `format`, `file.py:function`, ...; `options` too
     question    the dataset's column with the question; None: the prompt itself
     answer      the column with the gold answer (TRL's own scripts call it `solution`); None: there
                 is none, for a reward that looks at the form alone. Other columns become metadata
-    template    how a response is taken apart (`r1lab.prompts.TEMPLATES`); whether `<think>` stands
-                in the prompt already is seen from the prompt's end
+    template    how a response is taken apart (`r1lab.prompts.TEMPLATES`); whether `<think>` is
+                already in the prompt is read from the prompt's end
     isolate     judge in worker processes under `limits` for each response; False: in this one
 
     The function returns one float for each completion, or None where the reward does not apply or

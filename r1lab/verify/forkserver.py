@@ -1,17 +1,18 @@
-"""The nursery: a small process without threads that forks the workers and cleans up after them.
+"""The fork server: a small single-threaded process that forks the workers and cleans up.
 
 The process that trains must not fork (torch's threads would leave locks behind), and starting an
 interpreter for each replaced worker would take the better part of a second. So one interpreter is
 started afresh, imports what rewards usually need, and forks from there in milliseconds.
 
 It is also the subreaper of all that descends from the workers: what a reward leaves running, even
-in a session of its own, becomes the nursery's child when its parent dies, and is killed. The same
-happens when the process that trains dies, in whatever way.
+in a session of its own, becomes the fork server's child when its parent dies, and is killed.
+The same happens when the training process dies, in whatever way.
 
 Run as `main(descriptor)` with a SOCK_SEQPACKET socket; its messages are JSON:
-    to the nursery     {"do": "fork", "id": 3} with a socket and a status; {"do": "kill", "id": 3};
-                       {"do": "preload", "module": "r1lab.rewards.math"}
-    from the nursery   {"id": 3, "died": "exit code 1"}
+    to the fork server     {"do": "fork", "id": 3} with a socket and a status;
+                           {"do": "kill", "id": 3};
+                           {"do": "preload", "module": "r1lab.rewards.math"}
+    from the fork server   {"id": 3, "died": "exit code 1"}
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ MAX_MESSAGE = 4096  # bytes
 
 
 def main(descriptor: int) -> NoReturn:
-    """Serve until the other side has gone; never returns."""
+    """Serve until the other side closes; never returns."""
     parent = os.getppid()
     # Workers end without a last flush, and a line is of use when it is printed.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    # Also told of the parent's end where a process that it forked keeps the socket open.
+    # Also signals the parent's death when a process that it forked keeps the socket open.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     commands = socket.socket(fileno=descriptor)
     commands.set_inheritable(False)
@@ -91,7 +92,7 @@ class _Nursery:
             case "kill":
                 self._kill(int(str(message["id"])))
             case "preload":
-                # A module that cannot be imported says so in the worker, where it is expected.
+                # An import error is reported by the worker, where it is handled.
                 with contextlib.suppress(Exception):
                     importlib.import_module(str(message["module"]))
 
@@ -106,7 +107,7 @@ class _Nursery:
         os.close(status)
 
     def forget(self) -> None:
-        """In a new worker: let go of what belongs to the nursery."""
+        """Release the fork server's resources in a new worker."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
@@ -135,20 +136,20 @@ class _Nursery:
         if died:
             self._kill_strays()
         for worker, status in died:
-            with contextlib.suppress(OSError):  # nobody left to tell
+            with contextlib.suppress(OSError):  # the other side is gone
                 self._commands.send(json.dumps({"id": worker, "died": _said(status)}).encode())
 
     def _kill_strays(self) -> None:
-        """Kill whatever has become our child without being a worker."""
+        """Kill orphans: children of this process that are not workers."""
         killed: set[int] = set()
         while strays := _children() - set(self._pids.values()) - killed:
             for pid in strays:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            killed |= strays  # their children come to us when they have died: SIGCHLD tells
+            killed |= strays  # their children become ours: SIGCHLD reports it
 
     def end(self) -> NoReturn:
-        """Kill all that descends from here, and go."""
+        """Kill all descendants and exit."""
         self._pids.clear()
         while True:
             for pid in _children():
@@ -162,7 +163,7 @@ class _Nursery:
 
 
 def _begin_worker(nursery: _Nursery, parent: int, connection: int, status: int) -> NoReturn:
-    """The life of a worker, from its fork on."""
+    """Run a newly forked worker."""
     try:
         os.setsid()
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -174,7 +175,7 @@ def _begin_worker(nursery: _Nursery, parent: int, connection: int, status: int) 
         os.close(status)
         serve(socket.socket(fileno=connection), shared)
     except BrokenPipeError:
-        pass  # the parent has gone, or wants this worker no more
+        pass  # the parent is gone or has dropped this worker
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -190,12 +191,12 @@ def _dead_children() -> list[tuple[int, int]]:
 
 
 def _children() -> set[int]:
-    """Processes whose parent this is, the dead that were not reaped left out."""
+    """Return the child processes, excluding zombies."""
     own, found = os.getpid(), set()
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                # The name of the program stands in brackets and may hold anything.
+                # The program name is in parentheses and may contain any character.
                 state, ppid = file.read().rpartition(b")")[2].split()[:2]
                 if int(ppid) == own and state != b"Z":
                     found.add(int(name))

@@ -1,4 +1,4 @@
-"""Do verifiers accept the gold answers of their own problems? Asked before a run begins.
+"""Check before a run that verifiers accept the gold answers of their own problems.
 
 A run whose verifier rejects what the data calls right learns nothing, or the wrong thing, for days.
 """
@@ -22,7 +22,7 @@ def check_gold(
     template: Template,
     runner: Runner,
 ) -> str | None:
-    """Refuse a problem whose gold answer the verifier that it names does not score 1.
+    """Raise RecipeError if a problem's own verifier does not score its gold answer 1.
 
     RecipeError names the first one, what the verifier said, and how many there are. Where the
     recipe takes no verifier from the problems, nothing is refused, because a reward may pay for
@@ -30,7 +30,7 @@ def check_gold(
     """
     settings = next((s for s in rewards if s.reward == PROBLEM_VERIFIER), rewards[0])
     if not settings.isolate or not problems:
-        return None  # one that needs a model or the network is not asked twice
+        return None  # one that needs a model or the network is not called twice
     verifier = Verifiers((settings,), template=template, runner=runner)
     gold = [Rollout(problem, (), (respond(template, problem.answer),)) for problem in problems]
     outcomes = [scored.outcomes[0] for scored in verifier.score(gold)]
@@ -50,7 +50,7 @@ def check_gold(
     raise RecipeError(
         f"problems: {problem.verifier!r} rejects the gold answer {problem.answer[:60]!r} of "
         f"problem {problem.id} ({_said(outcomes[rejected[0]])}), and so {len(rejected)} of "
-        f"{len(problems)} that were tried; mend the answers, name another verifier, or set "
+        f"{len(problems)} that were tried; fix the answers, name another verifier, or set "
         "problems.check_gold to 0"
     )
 
@@ -59,7 +59,7 @@ def _accepts(outcome: Outcome) -> bool:
     if isinstance(outcome, ScoringFailure):
         return False
     score = outcome.parts.get(ACCURACY)
-    return score is None or score >= 1.0 - 1e-9  # None: it does not apply, so it judges nothing
+    return score is None or score >= 1.0 - 1e-9  # None: the reward does not apply
 
 
 def _said(outcome: Outcome) -> str:

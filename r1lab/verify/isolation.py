@@ -1,15 +1,15 @@
-"""Rewards behind a wall: worker processes with limits of time and memory for each response.
+"""Run rewards in worker processes with time and memory limits for each response.
 
 Whatever a response does to the reward, its place in the batch is kept: it gets a verdict or a
-`ScoringFailure`, and the responses beside it are judged as if it were not there. Kinds of faults:
+`ScoringFailure`, and the other responses are not affected. Kinds of failures:
     timeout     longer than `limits.seconds`; the worker was killed
     memory      more than `limits.memory_mib`; the worker was replaced
     crash       the worker died (a segmentation fault, os._exit, the kernel's killer)
     output      the verdict is too large to be sent back
     exception   the reward raised
 
-A worker takes a chunk of responses at a time; shared memory tells which of them it is at, so that
-the one that hangs is known, and only that one. Outcomes are sent back every few milliseconds; what
+A worker takes a chunk of responses at a time; shared memory shows which one it is judging, so that
+only the one that hangs is failed. Outcomes are sent back every few milliseconds; what
 a killed worker had not sent is judged again, so a reward should not depend on being called once.
 
 A batched reward (TRL's signature) is called once with all responses, in one worker: it may compare
@@ -53,14 +53,14 @@ class IsolatedRunner:
         self._crew = WorkerPool()
 
     def run(self, reward: Reward, items: Sequence[RewardCall]) -> list[Outcome]:
-        """One outcome for each item, in order. Raises RewardError: see `Runner`."""
+        """Return one outcome per item, in order. Raises RewardError: see `Runner`."""
         if not items:
             return []
         with self._lock:
             return _Call(self._crew, self.num_workers, reward, items).go()
 
     def close(self) -> None:
-        """End the worker processes, and all that they started; a later call starts new ones."""
+        """End the worker processes and their descendants; a later call starts new ones."""
         with self._lock:
             self._crew.discard()
 
@@ -72,14 +72,14 @@ class IsolatedRunner:
 
 
 def default_num_workers() -> int:
-    """The cores that this process may use, shared with the others of its launcher."""
+    """Return this process's share of the cores available to its launcher."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 @dataclass(slots=True)
 class _Running:
-    """What a worker is at: places of the batch, and how many of them have their outcome."""
+    """Work of one worker: positions in the batch, and how many have an outcome."""
 
     worker: Worker
     places: list[int]
@@ -92,7 +92,7 @@ class _Running:
 
 
 class _Call:
-    """One `run`: the batch is handed out in chunks until every place has its outcome."""
+    """One `run`: assign the batch in chunks until every position has an outcome."""
 
     def __init__(
         self, crew: WorkerPool, num_workers: int, reward: Reward, items: Sequence[RewardCall]
@@ -103,7 +103,7 @@ class _Call:
         self._waiting = deque(range(len(items)))
         self._together = reward.style == "batched"
         self._running: dict[int, _Running] = {}
-        self._suspects: set[int] = set()  # of the death of a worker that was at none of them
+        self._suspects: set[int] = set()  # deaths of a worker that was judging none of them
         self._outcomes_at_loss, self._losses = 0, 0
 
     def go(self) -> list[Outcome]:
@@ -154,7 +154,7 @@ class _Call:
         except Exception as error:  # whatever pickle meets in metadata and options
             raise RewardError(
                 f"{self._reward.reference.text!r}: these problems' metadata or the options cannot "
-                f"be handed to a worker process ({type(error).__name__}: {error}); keep to plain "
+                f"be sent to a worker process ({type(error).__name__}: {error}); keep to plain "
                 "values, or set `isolate: false` for this reward"
             ) from error
 
@@ -162,12 +162,12 @@ class _Call:
 
     def _listen(self) -> None:
         left = [self._seconds_left(running) for running in self._running.values()]
-        # A worker that rests now may begin with a unit at once, and tells nobody.
+        # A worker that is idle now may begin a unit at any moment, without notice.
         seconds = min([*left, self._reward.limits.seconds])
         for event in self._crew.wait(seconds if left else 0.0):
             running = self._running.get(event.worker.id)
             if running is None:
-                self._crew.drop(event.worker)  # an idle one: whatever it says, it is lost
+                self._crew.drop(event.worker)  # an idle one: drop it, whatever it sends
             elif event.died is None:
                 self._receive(running)
             else:
@@ -221,7 +221,7 @@ class _Call:
     # --- losing ---
 
     def _expire(self, running: _Running) -> None:
-        """A unit is past its limit, unless it ended just now."""
+        """Kill a worker whose unit exceeded its time limit, unless it has just ended."""
         unit, _ = running.worker.status.read()
         self._receive(running)
         if running.worker.id not in self._running or self._seconds_left(running) > 0:
@@ -240,7 +240,7 @@ class _Call:
             self._lose(running, f"longer than {limit:g} seconds", kind="timeout", unit=unit)
 
     def _bury(self, worker: Worker, died: str) -> None:
-        """A worker has died; whatever it had sent was received."""
+        """Handle a dead worker; everything it had sent has been received."""
         unit, _ = worker.status.read()
         self._crew.drop(worker)
         running = self._running.get(worker.id)
@@ -257,7 +257,7 @@ class _Call:
     def _lose(
         self, running: _Running, detail: str, *, kind: str = "crash", unit: int = IDLE
     ) -> None:
-        """Fault the response that the worker was at, and judge the rest of its chunk again."""
+        """Fail the response the worker was judging; judge the rest of its chunk again."""
         self._running.pop(running.worker.id, None)
         rest = running.rest
         if running.together:
@@ -274,7 +274,7 @@ class _Call:
         self._waiting.extendleft(reversed(rest))
 
     def _lose_everything(self) -> None:
-        """The nursery has died, and the workers with it: start afresh, a few times."""
+        """Restart after the fork server died with its workers, a limited number of times."""
         lost = [(running, running.worker.status.read()[0]) for running in self._running.values()]
         self._crew.discard()
         for running, unit in lost:

@@ -1,4 +1,4 @@
-"""Finding a reward by its name in a recipe, and checking its signature before anything runs."""
+"""Find a reward by its name in a recipe and check its signature before anything runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from r1lab.types import RecipeError
 Style = Literal["single", "batched"]
 
 SINGLE = frozenset({"problem", "completion"})
-# What TRL hands a reward function beside the columns of its dataset; any one of them marks one.
+# Arguments that TRL adds to the dataset columns; any one of them identifies its signature.
 BATCHED = frozenset({"prompts", "completions", "completion_ids"})
 SIGNATURES = (
     "reward(problem, completion, **options), or TRL's reward(prompts, completions, **columns)"
@@ -24,7 +24,7 @@ SIGNATURES = (
 
 @dataclass(frozen=True, slots=True)
 class RewardLimits:
-    """What judging one response may take, where it runs in a worker process.
+    """Limits for judging one response in a worker process.
 
     seconds      of wall clock
     memory_mib   beyond what the worker held before it began with this response
@@ -36,9 +36,9 @@ class RewardLimits:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward that was found and whose signature was checked.
+    """A reward with a checked signature.
 
-    It holds no function but says where it lives, so that it can be handed to a worker process.
+    It holds the location of the function, not the function, so that it can be pickled to a worker.
     """
 
     reference: FunctionReference
@@ -48,7 +48,7 @@ class Reward:
 
     @property
     def short_name(self) -> str:
-        """What to call it beside others: `format`, `my_rewards` for my_rewards.py:reward."""
+        """Return the short display name: `format`, `my_rewards` for my_rewards.py:reward."""
         if self.reference.function != "reward":
             return self.reference.function
         path = self.reference.path

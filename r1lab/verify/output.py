@@ -1,4 +1,4 @@
-"""What rewards print, bounded: the first lines as they are, and then only their number.
+"""Bound the printed output of rewards: show the first lines, then only the number of lines.
 
 A reward is called for every response of a run, so a line each is a flood that hides everything
 else. What workers print arrives through a pipe, and so does what C code and child processes print
@@ -18,7 +18,7 @@ _LONGEST = 500  # characters of a line that are shown
 
 
 class Bounded:
-    """Passes the first lines on to stderr; says how many there were at each power of ten."""
+    """Forward the first lines to stderr; report the count at each power of ten."""
 
     def __init__(self) -> None:
         self.num_lines, self._next, self._said = 0, 10 * SHOWN_LINES, SHOWN_LINES
@@ -38,7 +38,7 @@ class Bounded:
                 self._summarise("so far ")
 
     def close(self) -> None:
-        """Say the last number."""
+        """Report the final number of lines."""
         with self._lock:
             if self._part and self.num_lines < SHOWN_LINES:
                 _say(self._part[:_LONGEST])
@@ -58,7 +58,7 @@ def _say(line: str) -> None:
 
 
 class _Stream:
-    """Stands for a stream of this process: what the given thread writes goes to `bounded`."""
+    """Replace a stream of this process: output of the given thread goes to `bounded`."""
 
     def __init__(self, stream: TextIO, bounded: Bounded) -> None:
         self.stream, self._bounded, self._thread = stream, bounded, threading.get_ident()
@@ -87,7 +87,7 @@ def _real(stream: Any) -> TextIO:
 
 @contextlib.contextmanager
 def bounded_output(bounded: Bounded) -> Iterator[None]:
-    """Send what this thread prints inside to `bounded`."""
+    """Send this thread's printed output to `bounded` within the context."""
     streams: Any = (_Stream(sys.stdout, bounded), _Stream(sys.stderr, bounded))
     sys.stdout, sys.stderr = streams
     try:

@@ -1,4 +1,4 @@
-"""The worker processes, seen from the process that trains: start, watch, kill.
+"""Start, monitor and kill the worker processes from the training process.
 
 The fork server (`r1lab.verify.forkserver`) reports deaths. They are not read from the workers'
 sockets, which a child of a reward may hold open.
@@ -25,7 +25,7 @@ _START = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from r1lab.verify.forkserver import main; main(int(sys.argv[1]))"
 )
-_SEND_SECONDS = 60  # a worker that takes no work for so long is lost
+_SEND_SECONDS = 60  # a worker that accepts no work for this long is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something of a worker: it has sent (`died` is None), or it died of this."""
+    """An event of a worker: it sent data (`died` is None), or it died for this reason."""
 
     worker: Worker
     died: str | None = None
 
 
 class Pool:
-    """Worker processes below one nursery. Not safe for several threads."""
+    """Worker processes of one fork server. Not thread-safe."""
 
     def __init__(self) -> None:
         if sys.platform != "linux":
@@ -79,7 +79,7 @@ class Pool:
         self._end = weakref.finalize(self, _end, os.getpid(), self._commands, self._nursery)
 
     def start(self) -> Worker:
-        """A new worker. Raises BrokenPipeError where the nursery has died."""
+        """Start a new worker. Raises BrokenPipeError if the fork server has died."""
         ours, theirs = socket.socketpair()
         status = Status.create()
         number = next(self._ids)
@@ -97,32 +97,32 @@ class Pool:
         return worker
 
     def preload(self, module: str) -> None:
-        """Let workers that are started from now on have this module already."""
+        """Preload this module for workers that are started from now on."""
         self._tell({"do": "preload", "module": module})
 
     def kill(self, worker: Worker) -> None:
-        """Kill a worker and its process group; no event will tell of it."""
+        """Kill a worker and its process group, without an event."""
         if self._forget(worker):
             self._tell({"do": "kill", "id": worker.id})
 
     def wait(self, seconds: float) -> list[Event]:
-        """What happens within the time, at least one event, or none where it has passed.
+        """Wait for at least one event; return none if the time runs out.
 
-        Raises BrokenPipeError where the nursery has died, and every worker with it.
+        Raises BrokenPipeError if the fork server has died, and every worker with it.
         """
-        events, told = [], False
+        events, message = [], False
         for key, _ in self._selector.select(max(seconds, 0)):
             if key.data is None:
-                told = True
+                message = True
             elif key.data is self._prints:
                 self._read_prints()
             else:
                 events.append(Event(key.data))
         # Deaths last: what a worker sent before it died counts.
-        return events + (self._deaths() if told else [])
+        return events + (self._deaths() if message else [])
 
     def ignore(self, worker: Worker) -> None:
-        """Listen to this worker no more: its connection has ended, its death is to come."""
+        """Stop reading from this worker: its connection has closed and its death will follow."""
         if worker.connection in self._selector.get_map():
             self._selector.unregister(worker.connection)
 
@@ -138,7 +138,7 @@ class Pool:
         self.output.close()
 
     def _read_prints(self) -> bool:
-        """Take some of what workers have printed; whether there may be more."""
+        """Read some printed output of the workers; return whether there may be more."""
         try:
             data = os.read(self._prints, 2**16)
         except BlockingIOError:
@@ -158,7 +158,7 @@ class Pool:
             except OSError:
                 message = b""
             if not message:
-                raise BrokenPipeError("the nursery has died")
+                raise BrokenPipeError("the fork server has died")
             said = json.loads(message)
             worker = self._workers.get(said["id"])
             if worker is not None:
@@ -185,7 +185,7 @@ class WorkerPool:
         self._preloaded: set[str] = set()
 
     def take(self, module: str) -> Worker:
-        """An idle worker, or a new one; `module` is where the reward lives that it will run."""
+        """Return an idle or a new worker; `module` holds the reward that it will run."""
         if self._owner != os.getpid():  # a fork: the processes belong to the parent
             self._pool, self._idle, self._owner = None, [], os.getpid()
         if self._idle:
@@ -199,11 +199,11 @@ class WorkerPool:
         return self._pool.start()
 
     def give_back(self, worker: Worker) -> None:
-        """For the next job."""
+        """Return a worker to the pool for the next job."""
         self._idle.append(worker)
 
     def drop(self, worker: Worker) -> None:
-        """Use a worker no more, dead or alive."""
+        """Remove a worker, dead or alive."""
         if worker in self._idle:
             self._idle.remove(worker)
         if self._pool is not None:

@@ -1,11 +1,11 @@
-"""What travels between the process that trains and the workers that judge.
+"""Messages between the training process and the workers.
 
 To a worker: pickled tuples of our own records. The text of a model is a string in them; nothing
 that comes from outside is ever unpickled. Back from a worker: JSON, of bounded size, because the
 worker has handled hostile text.
 
-Beside the socket each worker has three numbers in shared memory that say what it is doing, so that
-watching it costs the worker no system call and still works when it hangs inside C code.
+Each worker also has three numbers in shared memory that show what it is doing, so that
+monitoring it costs the worker no system call and still works when it hangs inside C code.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """News of a job: outcomes of the items that follow those already sent, and how it ended.
+    """Progress of a job: outcomes of the items after those already sent, and how it ended.
 
     A job that ends without all its outcomes leaves the others to be judged one by one.
 
@@ -66,7 +66,7 @@ class Reply:
 
 
 class Status:
-    """Which unit a worker is at, and since when, in memory that both sides see."""
+    """The current unit of a worker and its start time, in shared memory."""
 
     SIZE = 64
 
@@ -93,9 +93,9 @@ class Status:
 
 
 def encode_job(job: Job) -> bytes:
-    """Raises what pickle raises where a problem's metadata or an option cannot be pickled.
+    """Encode a job. Raises pickle's error if metadata or an option cannot be pickled.
 
-    The router's choices (`routed_experts`) stay behind: they are large, and no reward reads them.
+    The router's choices (`routed_experts`) are not sent: they are large, and no reward reads them.
     """
     problems: dict[int, tuple[Any, ...]] = {}
     rows = []
@@ -167,7 +167,7 @@ def send_frame(connection: socket.socket, payload: bytes) -> None:
 
 
 def receive_frame(connection: socket.socket) -> bytes | None:
-    """In the worker: the next frame; None at the end."""
+    """Return the next frame in the worker; None at the end."""
     head = _receive(connection, _LENGTH.size)
     return None if head is None else _receive(connection, *_LENGTH.unpack(head))
 
@@ -192,7 +192,7 @@ class Inbox:
         self.ended = False
 
     def receive(self) -> list[Reply]:
-        """What has arrived whole. Raises ValueError for bytes that no worker of ours sends."""
+        """Return the complete frames received. Raises ValueError for an invalid frame."""
         # A worker that floods its socket cannot hold the parent here: one frame's worth a call.
         while len(self._data) <= MAX_REPLY and not self.ended:
             try:

@@ -1,4 +1,4 @@
-"""The rewards of a recipe, added up: r_i of each completion, with its reason."""
+"""Sum the rewards of a recipe: r_i of each completion, with its reason."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Verifiers:
         max_steps: int = 0,
         key: str = "rewards.{index}",
     ) -> None:
-        """Load every reward that the settings name; RecipeError for one that cannot be used.
+        """Load every reward that the settings name; RecipeError if one cannot be used.
 
         The verifiers that problems name are loaded when the first such problem is scored.
-        `runner` says where those run that are to be isolated; None: all in this process. What
-        it started is closed by who made it. `max_steps` is what TRL's `trainer_state` will say.
-        `key` is where in the recipe the settings stand, for messages.
+        `runner` runs the isolated rewards; None: all in this process. The caller that created
+        the runner closes it. `max_steps` is passed to TRL's `trainer_state`.
+        `key` is the path of the settings in the recipe, for messages.
         """
         self._settings = tuple(rewards)
         self._template = template
@@ -109,14 +109,14 @@ class Verifiers:
 
     @property
     def can_compare(self) -> bool:
-        """Whether `judge_answers` may be asked often: the accuracy reward runs behind the wall, one
+        """Whether `judge_answers` may be asked often: the accuracy reward is isolated, one
         response at a time."""
         index = self.names.index(self.accuracy)
         reward = self._rewards[index]
         return self._settings[index].isolate and (reward is None or reward.style == "single")
 
     def judge_answers(self, items: Sequence[RewardCall]) -> list[Outcome]:
-        """What the accuracy reward alone says of each item, its score under `accuracy`."""
+        """Judge each item with the accuracy reward alone; the score is under `accuracy`."""
         outcomes = self._run(self.names.index(self.accuracy), items)
         return [
             outcome
@@ -126,7 +126,7 @@ class Verifiers:
         ]
 
     def _run(self, index: int, items: Sequence[RewardCall]) -> list[Outcome]:
-        """The outcomes of one reward, in order."""
+        """Return the outcomes of one reward, in order."""
         reward = self._rewards[index]
         runner = self._walled if self._settings[index].isolate else self._here
         if reward is not None:

@@ -1,6 +1,6 @@
-"""Inside a worker process: take a job, judge its items one after the other, send what came out.
+"""Worker process: receive a job, judge its items in order, send the outcomes.
 
-The user's reward is trusted here, what it is handed is not: an item may hang, eat memory, crash the
+The user's reward is trusted here, its input is not: an item may hang, eat memory, crash the
 process or fork it. Time is watched from outside (a loop in C code heeds no signal handler); memory
 by the kernel, through RLIMIT_DATA, which counts what the process can write to and not the address
 space that threads merely reserve.
@@ -69,7 +69,7 @@ class _Worker:
         self._send(Reply(done=True, retire=out_of_memory or grown))
 
     def _judge(self, job: Job, function: Callable[..., Any]) -> bool:
-        """Send the outcomes of all items; whether one of them ran out of memory."""
+        """Send the outcomes of all items; return whether one ran out of memory."""
         reward, room = job.reward, job.reward.limits.memory_mib * _MIB
         if job.together:
             self._begin_unit(0, room)
@@ -119,7 +119,7 @@ class _Worker:
 
 
 class _Memory:
-    """The room that a unit has beyond what the process holds already."""
+    """Memory limit of a unit, beyond what the process already holds."""
 
     def __init__(self) -> None:
         # Read in place: opening the file for each item would cost more than judging it.
@@ -129,7 +129,7 @@ class _Memory:
         self.settle()
 
     def settle(self) -> None:
-        """From here on the process is expected to grow no more."""
+        """Set the baseline: the process should not grow from here on."""
         self._settled = self._used()
 
     def grown_beyond(self, room: int) -> bool:
@@ -145,5 +145,5 @@ class _Memory:
         resource.setrlimit(resource.RLIMIT_DATA, (self._hard, self._hard))
 
     def _used(self) -> int:
-        """Bytes of data and stack."""
+        """Return the bytes of data and stack."""
         return int(os.pread(self._statm, 128, 0).split()[5]) * self._page

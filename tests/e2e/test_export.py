@@ -145,7 +145,7 @@ def test_a_run_with_its_card_and_lineage(run: Path, tmp_path: Path, capsys) -> N
     lines = prepare_target(find_target(str(out)), EvalOptions(suites=("boxes",), num=2))
     assert "template compact" in lines[0]
     assert main(["export", str(out), "--out", str(out)]) == 2
-    assert "holds something already" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
 
 
 def test_the_exported_form_is_made_once(run: Path, cache: Path) -> None:

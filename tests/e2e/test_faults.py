@@ -161,7 +161,7 @@ def test_a_signal_while_scoring_saves_the_run_and_it_goes_on_exactly(run, tmp_pa
     code, _, err = run("signalled", "--resume", isolate=False, options=never)
     assert code == 2 and "rewards.0.options.at: 14 -> 0" in err
     code, said, _ = run("signalled", "--resume", "--force", isolate=False, options=never)
-    assert code == 0 and "going on from step 1" in said
+    assert code == 0 and "resuming from step 1" in said
     assert metrics(tmp_path / "run", without="signalled") == metrics(whole)
     assert weights(tmp_path / "run") == weights(whole)
 
@@ -222,7 +222,7 @@ def test_resume_auto_needs_no_flag(run, tmp_path, whole):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("extends: quickstart\nresume: auto\n")
     code, said, _ = run(recipe=recipe)
-    assert code == 0 and f"going on from step {STEPS - 1}" in said
+    assert code == 0 and f"resuming from step {STEPS - 1}" in said
     assert metrics(tmp_path / "run") == metrics(whole)
 
 
@@ -244,8 +244,8 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(run, tmp_path, whol
     else:
         (newest / "manifest.json").unlink()
     code, said, _ = run("plain", "--resume")
-    assert code == 0 and f"warning: step-{STEPS} is torn" in said
-    assert f"going on from step {STEPS - 1}" in said
+    assert code == 0 and f"warning: step-{STEPS} is incomplete or corrupted" in said
+    assert f"resuming from step {STEPS - 1}" in said
     assert metrics(tmp_path / "run") == metrics(whole)
     assert weights(tmp_path / "run") == weights(whole)
     assert newest.with_name(newest.name + ".torn").is_dir()
@@ -307,7 +307,7 @@ def test_rewards_that_break_down_stop_the_run_with_the_first_fault(run, tmp_path
     code, said, err = run(name, options={"at": 13}, seconds=0.3)
     assert code == 4 and len(errors(err)) == 1
     assert cause in err and "r1lab verify" in err and "8 of 8" in err
-    assert "step-1 is whole" in said and "--resume" in said
+    assert "step-1 is intact" in said and "--resume" in said
 
 
 # --- numbers --------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def test_several_in_a_row_stop_the_run_and_the_batch_is_kept(run, tmp_path):
     assert code == 4 and len(errors(err)) == 1
     assert "2 updates in a row" in err and "algorithm.max_skipped" in err
     kept = tmp_path / "run" / "faulty" / "step-000002.parquet"
-    assert str(kept) in said and kept.exists() and "step-1 is whole" in said
+    assert str(kept) in said and kept.exists() and "step-1 is intact" in said
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1]
 
 
@@ -356,7 +356,7 @@ def test_a_full_disk_ends_the_run_and_what_was_saved_stays_whole(
     assert done.returncode == 5, done.stderr
     assert len(errors(done.stderr)) == 1 and "Traceback" not in done.stderr, done.stderr
     assert "output:" in errors(done.stderr)[0] and "make room" in done.stderr
-    assert f"step-{STEPS - 1} is whole" in done.stdout
+    assert f"step-{STEPS - 1} is intact" in done.stdout
     done = limited(repository, tmp_path / "run", "", "--resume", rewards=reward)
     assert done.returncode == 0, done.stderr
     assert metrics(tmp_path / "run") == metrics(whole)
@@ -434,7 +434,7 @@ def test_an_engine_that_dies_is_started_anew_and_the_run_is_the_same(tmp_path, r
     whole = with_killer(tmp_path, repository, tmp_path / "whole", at=0)
     died = with_killer(tmp_path, repository, tmp_path / "died", at=12)  # at the end of step 1
     assert whole.returncode == 0 and died.returncode == 0, died.stderr[-3000:]
-    assert "engine died" in died.stdout and "anew" in died.stdout
+    assert "engine died" in died.stdout and "restarting it once" in died.stdout
     assert any(e["event"] == "sampler restarted" for e in RunFolder(tmp_path / "died").events())
     assert metrics(tmp_path / "died") == metrics(tmp_path / "whole")
 
@@ -447,7 +447,7 @@ def test_an_engine_that_cannot_be_started_anew_ends_the_run(tmp_path, repository
     assert done.returncode == 5, done.stderr[-3000:]
     assert len(errors(done.stderr)) == 1 and "Traceback" not in done.stderr
     assert "engine died and could not be restarted" in done.stderr
-    assert "step-1 is whole" in done.stdout
+    assert "step-1 is intact" in done.stdout
 
 
 # --- several processes ----------------------------------------------------------------------

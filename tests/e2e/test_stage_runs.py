@@ -148,7 +148,7 @@ def test_nothing_left_by_the_rewards_is_said_with_the_reasons(bases, tmp_path):
         problems=ProblemSettings(sources=(SourceSettings(source="division"),)),
         sampling=SamplingRecipe(engine="transformers", group_size=2, max_tokens=4),
     )  # fmt: skip
-    with pytest.raises(RecipeError, match=r"not one response is left \(.*: \d"):
+    with pytest.raises(RecipeError, match=r"no response is left \(.*: \d"):
         sample(recipe)
 
 

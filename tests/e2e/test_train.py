@@ -147,7 +147,7 @@ def test_a_run_of_one_process_goes_on_in_two_with_its_model_in_shards(whole_run,
     shutil.copytree(whole_run, other)
     shutil.rmtree(other / "checkpoints" / "step-3")
     done = train(other, "--resume", launch=launched("two_processes_fsdp2_cpu.yaml"))
-    assert "step-2 is of another number of processes (1) than this launch (2)" in done.stdout
+    assert "step-2 was saved by 1 processes, this launch has 2" in done.stdout
     assert lines(other)[:2] == lines(whole_run)[:2]
     # Other samples of the same questions, by the same weights.
     assert questions(other, 3) == questions(whole_run, 3)
@@ -166,7 +166,7 @@ def test_two_processes_train_shards_and_one_goes_on(tmp_path):
     before = lines(run)
     assert len(before) == 2 and all(kl < 1e-2 for kl in agreements(run))
     done = train(run, *settings, "--resume")
-    assert "step-2 is of another number of processes (2) than this launch (1)" in done.stdout
+    assert "step-2 was saved by 2 processes, this launch has 1" in done.stdout
     assert lines(run)[:2] == before and len(lines(run)) == 3
     assert all(kl < 1e-2 for kl in agreements(run))
     seen = [questions(run, step) for step in (1, 2, 3)]
@@ -196,6 +196,23 @@ def test_two_processes_share_the_questions_and_agree(tmp_path):
     assert all(kl < 1e-2 for kl in agreements(tmp_path / "two"))
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert summary["num_problems"] == 8
+
+
+def test_the_quickstart_in_two_processes_resumes_exactly(tmp_path):
+    """`r1lab quickstart` starts a process for each core: cut and resumed, it is the same run."""
+    import shutil
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(whole, launch=launched("two_processes_cpu.yaml"))
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "step-3")
+    train(cut, "--resume", launch=launched("two_processes_cpu.yaml"))
+    assert lines(cut) == lines(whole)
+    one, other = (
+        (folder / "checkpoints" / "step-3" / "model" / "model.safetensors").read_bytes()
+        for folder in (whole, cut)
+    )
+    assert one == other
 
 
 def test_every_piece_of_state_resumes_exactly(tmp_path):

@@ -270,7 +270,7 @@ def test_a_new_reward_is_ready_to_run(r1lab, tmp_path):
 def test_a_new_reward_overwrites_nothing(r1lab, write, tmp_path):
     write("test_mine.py", "mine = 1\n")
     done = r1lab("new", "reward", "mine")
-    assert done.returncode == 2 and "test_mine.py is there already" in done.stderr
+    assert done.returncode == 2 and "test_mine.py already exists" in done.stderr
     assert not (tmp_path / "mine.py").exists()
     assert (tmp_path / "test_mine.py").read_text() == "mine = 1\n"
 

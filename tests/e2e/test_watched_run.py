@@ -76,7 +76,7 @@ def test_an_alarm_stops_a_run_which_can_go_on(tmp_path):
     stopped = train(tmp_path / "run", *settings)
     assert stopped.returncode == 4, stopped.stderr[-3000:]
     (said,) = [line for line in stopped.stderr.splitlines() if "r1lab: error" in line]
-    assert "truncation takes over" in said and "raise sampling.max_tokens" in said
+    assert "too many truncated responses" in said and "raise sampling.max_tokens" in said
     assert "Traceback" not in stopped.stderr
     assert "warning: " in stopped.stdout + stopped.stderr, "the prospects of it were told at once"
     (warning,) = events(tmp_path / "run", "warning")

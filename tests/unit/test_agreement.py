@@ -61,7 +61,7 @@ def test_the_bound_is_five_floors_where_tokens_are_many():
     guard = measured(6e-5, 100_000)
     assert guard.bound(100_000) == pytest.approx(3e-4)
     guard.check(2.9e-4, 100_000, version=1)
-    with pytest.raises(RunStopped, match=r"version 2.*0\.00031.*0\.0003 .*floor of 6e-05"):
+    with pytest.raises(RunStopped, match=r"version 2.*0\.00031.*0\.0003 .*baseline of 6e-05"):
         guard.check(3.1e-4, 100_000, version=2)
 
 

@@ -165,7 +165,7 @@ def test_a_sample_that_is_too_old_stops_the_run():
             completion["weight_version"] = 0
     restored, policy = stream_of(sampler, 1), Policy()
     restored.load_state_dict(state)
-    with pytest.raises(RunStopped, match=r"weight version 0 came to step 3, .*max_lag is 1"):
+    with pytest.raises(RunStopped, match=r"sampling\.max_lag: step 3 .* version 0"):
         restored.next(3)
 
 
@@ -262,7 +262,9 @@ def test_a_recipe_with_a_lag_needs_a_correction():
         )  # fmt: skip
 
     assert recipe(correction="token_truncate").sampling.max_lag == 1
-    with pytest.raises(ValueError, match=r"max_lag: 1 trains on samples of earlier .* token_trunc"):
+    with pytest.raises(
+        ValueError, match=r"max_lag: 1 trains on samples from earlier .* token_trunc"
+    ):
         recipe()
-    with pytest.raises(ValueError, match=r"max_lag: 1 is not possible with .*dynamic_sampling"):
+    with pytest.raises(ValueError, match=r"max_lag: 1 is not supported with .*dynamic_sampling"):
         recipe(correction="token_truncate", dynamic_sampling=True)

@@ -43,7 +43,7 @@ def test_alone_it_says_what_to_do_next(capsys, tmp_path, monkeypatch):
         ("--optimizer.learning_rate needs a value", "docs/reference/recipe.md"),
         ("accelerate launch: DeepSpeed owns the optimiser", "docs/processes.md"),
         ("KL(sampler, trainer) is 0.2", "docs/exact-weights.md"),
-        ("rewards broke down for 3 of 4 responses of a step", "docs/rewards.md"),
+        ("max_fault_share: rewards failed for 3 of 4 responses", "docs/rewards.md"),
         ("torch is not installed here; install r1lab's extra [cpu]", "README.md"),
         ("something else", None),
     ],

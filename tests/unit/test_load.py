@@ -99,7 +99,7 @@ def test_missing_weights_are_refused_and_not_drawn_at_random(folder: Path):
     save_file(weights, file, metadata={"format": "pt"})
     assert "1 weights are missing" in refused(folder)
     file.unlink()
-    assert "holds no weights" in refused(folder)
+    assert "has no weights" in refused(folder)
 
 
 def test_all_end_tokens_count(folder: Path):

@@ -458,13 +458,13 @@ def test_nothing_to_learn_from() -> None:
 def test_names_of_the_recipe_are_those_of_the_table() -> None:
     from typing import get_args
 
-    from r1lab.config.algorithm import LossName
+    from r1lab.config.algorithm import AdvantageName, LossName
     from r1lab.config.recipe import AlgorithmSettings
     from r1lab.grpo.advantage import ADVANTAGES as KINDS
 
     fields = AlgorithmSettings.model_fields
     assert set(get_args(LossName)) == set(LOSSES)
-    assert set(get_args(fields["advantage"].annotation)) == set(KINDS)
+    assert set(get_args(AdvantageName)) == set(KINDS)
     corrections = {*get_args(fields["correction"].annotation)} - {"none"}
     assert corrections == {*get_args(Correction)}
 

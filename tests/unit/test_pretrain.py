@@ -91,5 +91,5 @@ def test_rows_that_no_document_fits_are_refused(tmp_path):
 
 def test_a_torn_state_is_named(tmp_path):
     (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(RecipeError, match=r"state\.pt is torn"):
+    with pytest.raises(RecipeError, match=r"state\.pt is corrupted"):
         stage.load_state(tmp_path, None, None, recipe(tmp_path))

@@ -269,4 +269,4 @@ def test_runs_whose_records_were_kept_are_not_made_again(tmp_path, capsys):
     assert "0 of 0 to be run" in capsys.readouterr().out
     kept.write_text("{}")
     assert main(["reproduce", "accuracy", "--records", str(kept), "--dry-run"]) == 2
-    assert "holds no records of runs" in capsys.readouterr().err
+    assert "not a file of run records" in capsys.readouterr().err

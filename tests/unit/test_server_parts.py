@@ -167,14 +167,14 @@ def test_weights_change_while_nobody_samples():
 @pytest.mark.parametrize(
     ("sampling", "said"),
     [
-        ({"engine": "server"}, "servers: engine 'server' needs the address"),
-        ({"servers": ["http://a:1"]}, "servers: named, and engine is 'vllm'"),
+        ({"engine": "server"}, "servers: empty; engine 'server' needs"),
+        ({"servers": ["http://a:1"]}, "servers: not used by engine 'vllm'"),
         ({"engine": "server", "servers": ["a:1"], "weights_folder": "w"}, "write http://HOST:PORT"),
         ({"engine": "server", "servers": ["http://a:1/v1"], "weights_folder": "w"}, "http://HOST"),
         ({"engine": "server", "servers": ["http://a:1"]}, "weights_folder: missing"),
         (
             {"engine": "server", "servers": ["http://a:1", "http://a:1/"], "weights_folder": "w"},
-            "servers: one is named twice",
+            "servers: contains a duplicate address",
         ),
     ],
 )

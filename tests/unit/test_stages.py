@@ -159,7 +159,7 @@ def test_rows_come_from_files_and_functions_and_are_drawn_by_the_seed(tmp_path):
     ("text", "message"),
     [
         ('{"prompt": "p", "text": "c"}\n', "row 1: no column 'completion'"),
-        ('{"prompt": "p", "completion": ""}\n', "must be text that is not empty"),
+        ('{"prompt": "p", "completion": ""}\n', "must be non-empty text"),
         ("", "has no rows"),
         ("nonsense\n", "line 1: not JSON"),
     ],
@@ -225,7 +225,7 @@ def test_the_shortest_come_first_where_they_are_preferred():
 def test_likeness_is_of_pieces_and_a_threshold_needs_its_reward():
     assert alike("a b c d", "a b c d") == 1.0 and alike("a b c d", "e f g h") == 0.0
     assert alike("a b c d", "a b c e") == pytest.approx(1 / 3)
-    with pytest.raises(RecipeError, match="no reward is called so; there are accuracy"):
+    with pytest.raises(RecipeError, match="unknown reward; there are accuracy"):
         check_names(KeepSettings(least={"language": 1.0}), ("accuracy", "format"))
 
 
@@ -256,7 +256,7 @@ def test_a_part_of_a_pipeline_is_what_it_needs_or_what_needs_it(nano):
     assert below(stages, "answers") == {
         "answers", "distilled", "distilled_small", "on_policy",
     }  # fmt: skip
-    with pytest.raises(RecipeError, match=r"--until: no stage is called 'dev4' \(did you mean"):
+    with pytest.raises(RecipeError, match=r"--until: unknown stage 'dev4' \(did you mean"):
         chosen(stages, "dev4")
 
 
@@ -278,12 +278,12 @@ def test_a_fingerprint_follows_recipe_and_inputs_but_not_places(nano, tmp_path):
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"a": {"kind": "sft", "recipe": "sft", "model": "b"}}, "'b' is no stage before it"),
+        ({"a": {"kind": "sft", "recipe": "sft", "model": "b"}}, "'b' is not an earlier stage"),
         ({"a": {"kind": "sample", "recipe": "x"}, "b": {"kind": "rl", "recipe": "x", "model": "a"}},
-         "'a' is of kind sample; one of pretrain"),
-        ({"a": {"kind": "distil", "recipe": "x"}}, "a stage of kind distil has one"),
+         "'a' is of kind sample; must be one of pretrain"),
+        ({"a": {"kind": "distil", "recipe": "x"}}, "teacher: required for kind distil"),
         ({"a": {"kind": "sample", "recipe": "x"}, "b": {"kind": "rl", "recipe": "x",
-                                                        "rows": {"a": None}}}, "trains on none"),
+                                                        "rows": {"a": None}}}, "b.rows: not"),
     ],
 )  # fmt: skip
 def test_stages_that_do_not_join_are_refused(tmp_path, stages, message):

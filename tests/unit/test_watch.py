@@ -210,7 +210,7 @@ def test_the_figure_that_tells_right_from_wrong_has_the_recipes_name():
     watcher = AlarmMonitor(WatchSettings(), accuracy="boxes")
     warnings = [w for line in lines for w in watcher.see(line)]
     assert [(w.step, w.alarm) for w in warnings] == [(10, "reward_dead")]
-    assert "boxes is at 0" in warnings[0].text
+    assert "boxes is 0" in warnings[0].text
 
 
 # --- the second grader ---

@@ -119,11 +119,11 @@ def _opens_thinking(tokenizer: Any, options: dict[str, Any]) -> bool:
         return False
     from jinja2 import TemplateError
 
-    told = {key: value for key, value in options.items() if key not in ("tokenize", "tools")}
+    given = {key: value for key, value in options.items() if key not in ("tokenize", "tools")}
     message = [{"role": "user", "content": "?"}]
     try:
         prompt = tokenizer.apply_chat_template(
-            message, **{**told, "add_generation_prompt": True}, tokenize=False
+            message, **{**given, "add_generation_prompt": True}, tokenize=False
         )
     except TemplateError:  # one that wants more than a question; streams look at the prompt itself
         return False
