@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # single_importer_small 15, duplicate_class_names 0, old_words 0.
 MOST = {
     "modules": 198,
-    "lines": 32_400,
+    "lines": 32_600,
     "loose": 12,
     "rl_step_lines": 30,
     "single_importer_small": 26,
     "duplicate_class_names": 0,
-    "old_words": 2_181,
+    "old_words": 1_700,
 }
 
 LIST = """
