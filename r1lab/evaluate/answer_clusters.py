@@ -116,7 +116,7 @@ def _is_right(outcome: Outcome, accuracy: str) -> bool:
 def _reason_of(reason: str, accuracy: str) -> str:
     """Extract the accuracy reward's reason from those of several rewards (`name: words; ...`)."""
     for words in reason.split("; "):
-        name, message, rest = words.partition(": ")
-        if message and name == accuracy:
+        name, colon, rest = words.partition(": ")
+        if colon and name == accuracy:
             return rest
     return reason

@@ -110,16 +110,16 @@ class Pool:
 
         Raises BrokenPipeError if the fork server has died, and every worker with it.
         """
-        events, message = [], False
+        events, reported = [], False
         for key, _ in self._selector.select(max(seconds, 0)):
             if key.data is None:
-                message = True
+                reported = True
             elif key.data is self._prints:
                 self._read_prints()
             else:
                 events.append(Event(key.data))
         # Deaths last: what a worker sent before it died counts.
-        return events + (self._deaths() if message else [])
+        return events + (self._deaths() if reported else [])
 
     def ignore(self, worker: Worker) -> None:
         """Stop reading from this worker: its connection has closed and its death will follow."""
