@@ -70,7 +70,7 @@ def test_the_recipe_itself_is_good(capsys):
         ("steps", "-3", ["-3", "greater than 0"]),
         ("steps", "2.5", ["2.5", "whole number"]),
         ("steps", "true", ["true", "whole number"]),
-        ("steps", "'60'", ["'60'", "quotes away"]),
+        ("steps", "'60'", ["'60'", "remove the quotes"]),
         ("steps", "[60]", ["[60]", "whole number"]),
         ("steps", "null", ["null", "whole number"]),
         ("steps", "1e30", ["1e+30", "reasonable size"]),
@@ -82,7 +82,7 @@ def test_the_recipe_itself_is_good(capsys):
         ("name", "..", ["'..'", "letters"]),
         ("name", "7", ["7", "quotes"]),
         ("name", "''", ["''", "letters"]),
-        ("output", "''", ["''", "leave the key out"]),
+        ("output", "''", ["''", "remove the key"]),
         ("output", '"a\\0b"', ["a\\x00b"]),
         ("template", "compct", ["'compct'", "'compact'"]),
         ("model.path", "[nano]", ["['nano']", "text"]),
@@ -104,7 +104,7 @@ def test_the_recipe_itself_is_good(capsys):
         ("algorithm.num_minibatches", "3", ["3", "sampling.questions_per_step (2)"]),
         ("optimizer.learning_rate", "3", ["3", "at most 1"]),
         ("optimizer.learning_rate", "fast", ["'fast'", "number"]),
-        ("optimizer.learning_rate", "'1e-3'", ["'1e-3'", "quotes away"]),
+        ("optimizer.learning_rate", "'1e-3'", ["'1e-3'", "remove the quotes"]),
         ("optimizer.learning_rate", "-1e-3", ["-0.001", "greater than 0"]),
         ("optimizer.beta1", "1", ["1", "less than 1"]),
         ("optimizer.schedule", "cosin", ["'cosin'", "'cosine'"]),
@@ -265,7 +265,7 @@ def test_an_option_that_a_reward_does_not_take(refused):
 
 def test_weights_that_are_all_zero(refused):
     refused("train", "recipe.yaml", "--rewards", "[{reward: problem, weight: 0}]",
-            expect=("rewards", "0", "give one of them a weight"))  # fmt: skip
+            expect=("rewards", "0", "at least one reward a weight"))  # fmt: skip
 
 
 # --- problems ---
@@ -463,7 +463,7 @@ def test_a_tracker(refused, trackers, expected):
     ("output", "expected"),
     [
         ("recipe.yaml", ["'recipe.yaml' is a file"]),
-        ("recipe.yaml/run", ["below", "recipe.yaml', which is a file"]),
+        ("recipe.yaml/run", ["is inside", "recipe.yaml', which is a file"]),
         ("/proc/run", ["'/proc/run'", "MiB free"]),
         ("x" * 300, ["too long"]),
     ],

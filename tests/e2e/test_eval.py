@@ -122,7 +122,7 @@ def test_a_run_is_its_trained_model_on_its_held_out_problems(run, tmp_path, caps
     printed = capsys.readouterr().out
     assert "held-out, 2 runs" in printed and printed.count("[") == 3
     assert main(["compare", str(out)]) == 2
-    assert "two results or more" in capsys.readouterr().err
+    assert "at least two results" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

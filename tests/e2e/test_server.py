@@ -356,7 +356,7 @@ def test_a_server_open_to_others_needs_a_key(tmp_path, monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     with pytest.raises(R1labError, match=f"lets other machines in; set {KEY_VARIABLE}"):
         check(ServerOptions("nano", host="0.0.0.0", weights_folder=str(tmp_path)))
-    with pytest.raises(R1labError, match="--weights-folder: 'nowhere' is no folder"):
+    with pytest.raises(R1labError, match="--weights-folder: 'nowhere'"):
         check(ServerOptions("nano", weights_folder="nowhere"))
 
 
@@ -390,7 +390,7 @@ def test_servers_of_another_kind(world: World):
         facts, _ = client.about()
     with (
         answering(facts.as_dict() | {"vllm": "0.22.1"}) as url,
-        pytest.raises(RecipeError, match=r"runs vLLM 0.22.1, and 0.32 is the oldest"),
+        pytest.raises(RecipeError, match=r"runs vLLM 0.22.1.* 0.32"),
     ):
         world.connect(urls=(url,))
 

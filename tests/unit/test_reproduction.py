@@ -189,7 +189,7 @@ def test_the_command_names_the_nine_and_refuses_others(capsys, tmp_path):
     assert main(["reproduce", "acuracy"]) == 2
     assert "did you mean 'accuracy'?" in capsys.readouterr().err
     assert main(["reproduce", "accuracy", "--dry-run", "--out", str(tmp_path)]) == 0
-    assert "3 of 3 to be run" in capsys.readouterr().out
+    assert "3 of 3 runs to do" in capsys.readouterr().out
     with pytest.raises(RecipeError):
         load_experiment("nothing")
 
@@ -266,7 +266,7 @@ def test_runs_whose_records_were_kept_are_not_made_again(tmp_path, capsys):
               str(tmp_path), "--records", str(kept)])
         == 0
     )  # fmt: skip
-    assert "0 of 0 to be run" in capsys.readouterr().out
+    assert "0 of 0 runs to do" in capsys.readouterr().out
     kept.write_text("{}")
     assert main(["reproduce", "accuracy", "--records", str(kept), "--dry-run"]) == 2
     assert "not a file of run records" in capsys.readouterr().err
