@@ -19,7 +19,7 @@ _WELCOME = """\
 r1lab: reasoning reinforcement learning on your own problems and your own hardware.
 
   r1lab doctor                          diagnose this machine
-  r1lab quickstart                      train the shipped small model: 8 minutes on two cores
+  r1lab quickstart                      train the shipped small model: 6 minutes on two cores
   r1lab new reward my_reward            create your own reward and its test
   r1lab verify my_reward.py --problems boxes
   r1lab train RECIPE --dry-run          check a recipe; --preflight: can this run learn?
